@@ -1,0 +1,159 @@
+// Package config holds every setting of auditsink. One struct names them: its tags carry the variable, the default,
+// the allowed values and the meaning, and loading, checking and the reference in the README all follow from them.
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// Prefix begins the name of every variable.
+const Prefix = "AUDITSINK_"
+
+// Config is every setting. The tags of a field:
+//
+//	envconfig  the variable, without [Prefix]
+//	default    what holds where the variable is empty or not set
+//	need       the [Need] of which it is a required part
+//	oneof      the values allowed, parted by |
+//	min, max   the smallest and largest value allowed
+//	desc       what it means, for the reference
+type Config struct {
+	KafkaBrokers []string `envconfig:"KAFKA_BROKERS" need:"kafka" desc:"Brokers to find the cluster by: host:port, parted by commas"`
+	KafkaTopics  []string `envconfig:"KAFKA_TOPICS" need:"topics" desc:"Topics to take events from, parted by commas; an entry starting with ^ is a regular expression (RE2, without commas)"`
+	KafkaGroup   string   `envconfig:"KAFKA_GROUP" default:"auditsink" desc:"Consumer group, the same for all replicas"`
+	KafkaStart   string   `envconfig:"KAFKA_START" default:"earliest" oneof:"earliest|latest" desc:"Where a lane starts that has neither a position nor a committed offset"`
+
+	KafkaTLS           bool   `envconfig:"KAFKA_TLS" default:"false" desc:"Connect to the brokers with TLS (1.2 or later)"`
+	KafkaTLSCAFile     string `envconfig:"KAFKA_TLS_CA_FILE" desc:"PEM file of the authorities that may sign the brokers' certificates; empty for the system's"`
+	KafkaTLSCertFile   string `envconfig:"KAFKA_TLS_CERT_FILE" desc:"PEM file of our certificate, where brokers ask for one (mutual TLS)"`
+	KafkaTLSKeyFile    string `envconfig:"KAFKA_TLS_KEY_FILE" desc:"PEM file of our certificate's private key"`
+	KafkaTLSServerName string `envconfig:"KAFKA_TLS_SERVER_NAME" desc:"Name to expect in the brokers' certificates; empty for the host connected to"`
+
+	KafkaSASLMechanism string `envconfig:"KAFKA_SASL_MECHANISM" oneof:"|PLAIN|SCRAM-SHA-256|SCRAM-SHA-512" desc:"How to authenticate; empty for not at all"`
+	KafkaSASLUsername  string `envconfig:"KAFKA_SASL_USERNAME" desc:"User to authenticate as"`
+	KafkaSASLPassword  Secret `envconfig:"KAFKA_SASL_PASSWORD" desc:"That user's password"`
+
+	PostgresURL            Secret `envconfig:"POSTGRES_URL" need:"postgres" desc:"Database to store in: a postgres:// URL or key=value pairs"`
+	PostgresMaintenanceURL Secret `envconfig:"POSTGRES_MAINTENANCE_URL" desc:"The same database for migrations and maintenance, around a pooler; empty for AUDITSINK_POSTGRES_URL"`
+	PostgresSSLMode        string `envconfig:"POSTGRES_SSLMODE" oneof:"|disable|allow|prefer|require|verify-ca|verify-full" desc:"Replaces the sslmode of the URLs; empty leaves theirs"`
+	PostgresPrepared       bool   `envconfig:"POSTGRES_PREPARED" default:"true" desc:"Keep prepared statements on connections; false behind a pooler in transaction mode"`
+
+	PoolMinConns       int32         `envconfig:"POOL_MIN_CONNS" default:"2" min:"0" max:"10000" desc:"Database connections kept open"`
+	PoolMaxConns       int32         `envconfig:"POOL_MAX_CONNS" default:"20" min:"1" max:"10000" desc:"Database connections at most"`
+	PoolIdleTimeout    time.Duration `envconfig:"POOL_IDLE_TIMEOUT" default:"30s" min:"1ms" desc:"Idle time after which a connection above the minimum is closed"`
+	PoolAcquireTimeout time.Duration `envconfig:"POOL_ACQUIRE_TIMEOUT" default:"10s" min:"1ms" desc:"Longest wait for a free connection"`
+	PoolRetryAttempts  int           `envconfig:"POOL_RETRY_ATTEMPTS" default:"3" min:"1" max:"1000" desc:"Attempts of reads, commands and at start-up while the database can't be reached; storing events retries without end"`
+	PoolRetryDelay     time.Duration `envconfig:"POOL_RETRY_DELAY" default:"1s" min:"1ms" desc:"Wait between those attempts"`
+
+	FlushRows     int           `envconfig:"FLUSH_ROWS" default:"5000" min:"1" max:"1000000" desc:"Records at which a lane's batch is stored"`
+	FlushBytes    Size          `envconfig:"FLUSH_BYTES" default:"8MiB" min:"1" max:"1GiB" desc:"Bytes of records at which a lane's batch is stored"`
+	FlushInterval time.Duration `envconfig:"FLUSH_INTERVAL" default:"500ms" min:"1ms" desc:"Age at which a lane's batch is stored"`
+	BufferBytes   Size          `envconfig:"BUFFER_BYTES" default:"64MiB" min:"1" desc:"Bytes of records held by all lanes together; beyond, fetching pauses"`
+
+	PartitionAhead int `envconfig:"PARTITION_AHEAD" default:"6" min:"1" max:"120" desc:"Months for which partitions are created ahead, besides the current one"`
+
+	EventMaxBytes        Size   `envconfig:"EVENT_MAX_BYTES" default:"1MiB" min:"1" max:"1GiB" desc:"Largest record taken; a larger one is quarantined as too_large"`
+	EventSignatureKey    Secret `envconfig:"EVENT_SIGNATURE_KEY" desc:"HMAC key of the producers' signatures; empty leaves signatures unchecked"`
+	RetentionHorizonDays int    `envconfig:"RETENTION_HORIZON_DAYS" default:"2555" min:"1" max:"36500" desc:"Age in days beyond which an event is quarantined as timestamp_out_of_range"`
+
+	HTTPAddr        string        `envconfig:"HTTP_ADDR" default:"127.0.0.1:9464" desc:"Address of metrics and health: host:port"`
+	ShutdownTimeout time.Duration `envconfig:"SHUTDOWN_TIMEOUT" default:"30s" min:"1s" desc:"Longest time to store what is buffered and leave the group, once told to stop"`
+	LogLevel        string        `envconfig:"LOG_LEVEL" default:"info" oneof:"debug|info|warn|error" desc:"Least severe messages logged"`
+	LogFormat       string        `envconfig:"LOG_FORMAT" default:"json" oneof:"json|console" desc:"Form of log lines, on standard error"`
+}
+
+// Need is a part of the settings that a command can't do without.
+type Need uint8
+
+// The needs there are. Topics is apart from Kafka because a producer may be told its topic otherwise.
+const (
+	Kafka    Need = iota + 1 // the brokers
+	Topics                   // the topics to consume
+	Postgres                 // the database
+)
+
+// String is the word for a need in the tags of [Config].
+func (n Need) String() string {
+	switch n {
+	case Kafka:
+		return "kafka"
+	case Topics:
+		return "topics"
+	case Postgres:
+		return "postgres"
+	default:
+		return fmt.Sprintf("need %d", uint8(n))
+	}
+}
+
+// Default returns the settings as they are without an environment, for settings made in code.
+func Default() Config {
+	var cfg Config
+	for _, s := range settings() {
+		v, err := parse(s.Type, unset, s.Tag.Get("default"))
+		if err != nil {
+			panic(fmt.Sprintf("default of %s: %v", s.variable(), err)) // a slip in the tags of Config
+		}
+		s.of(&cfg).Set(v)
+	}
+	return cfg
+}
+
+// Setting is one variable and its value, fit to be shown.
+type Setting struct {
+	Variable string
+	Value    string // "(set)" or "(not set)" for a secret
+}
+
+// Settings lists every setting in the order of the reference.
+func (c Config) Settings() []Setting {
+	var all []Setting
+	for _, s := range settings() {
+		value := show(s.of(&c))
+		if s.secret() && value == "" {
+			value = "(not set)"
+		}
+		all = append(all, Setting{Variable: s.variable(), Value: value})
+	}
+	return all
+}
+
+// setting is a field of Config.
+type setting struct{ reflect.StructField }
+
+func settings() []setting {
+	var all []setting
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		all = append(all, setting{f})
+	}
+	return all
+}
+
+// variable is the full name of the variable that sets it.
+func (s setting) variable() string { return Prefix + s.Tag.Get("envconfig") }
+
+// file is the variable that names a file with the value; secrets have one.
+func (s setting) file() string { return s.variable() + "_FILE" }
+
+func (s setting) secret() bool { return s.Type == reflect.TypeFor[Secret]() }
+
+// oneof lists the values allowed, nil for any.
+func (s setting) oneof() []string {
+	if tag, ok := s.Tag.Lookup("oneof"); ok {
+		return strings.Split(tag, "|")
+	}
+	return nil
+}
+
+func (s setting) of(c *Config) reflect.Value { return reflect.ValueOf(c).Elem().FieldByIndex(s.Index) }
+
+// show is a value as the environment would give it, a secret's as "(set)".
+func show(v reflect.Value) string {
+	if list, ok := v.Interface().([]string); ok {
+		return strings.Join(list, ",")
+	}
+	return fmt.Sprint(v.Interface())
+}
