@@ -1,0 +1,167 @@
+package migrations
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	testTimeout = time.Minute
+	testTick    = 20 * time.Millisecond
+	boundLayout = "2006-01-02 15:04:05.000000"
+)
+
+// bound is a row of audit_log_partition_bounds(), with text in UTC.
+type bound struct {
+	Name, From, To     string
+	Default, Detaching bool
+}
+
+func bounds(t *testing.T, conn *pgx.Conn) []bound {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), `
+		SELECT partition_name, coalesce(to_char(lower_bound AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), ''),
+		       coalesce(to_char(upper_bound AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), ''), is_default, is_detaching
+		FROM audit_log_partition_bounds()`)
+	require.NoError(t, err)
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[bound])
+	require.NoError(t, err)
+	return all
+}
+
+// Bounds are UTC months whatever the session's zone: this one is a day ahead of UTC for 14 hours of every day, the other
+// two behind it, and the date formats are ambiguous.
+func TestCreatePartitionsInAnyTimeZone(t *testing.T) {
+	versions(t, func(t *testing.T, version int) {
+		for _, zone := range []string{"Pacific/Kiritimati", "Pacific/Pago_Pago", "Asia/Kolkata"} {
+			t.Run(zone, func(t *testing.T) {
+				conn := connect(t, migrated(t, version))
+				exec(t, conn, `SET timezone = '`+zone+`'; SET datestyle = 'SQL, DMY'`)
+				names := column[string](t, conn, `SELECT create_audit_log_partitions()`)
+				// The database's clock decides: recorded_at is that transaction's now().
+				start := column[time.Time](t, conn, `SELECT recorded_at FROM audit_partition_event LIMIT 1`)[0].UTC()
+
+				month := time.Date(start.Year(), start.Month(), 1, 0, 0, 0, 0, time.UTC)
+				var want []bound
+				var wantNames []string
+				for n := range 7 {
+					from := month.AddDate(0, n, 0)
+					name := from.Format("audit_log_2006_01")
+					wantNames = append(wantNames, name)
+					want = append(want, bound{Name: name, From: from.Format(boundLayout), To: from.AddDate(0, 1, 0).Format(boundLayout)})
+				}
+				require.Equal(t, wantNames, names)
+				require.Equal(t, want, bounds(t, conn))
+
+				require.Empty(t, column[string](t, conn, `SELECT create_audit_log_partitions()`), "once is enough")
+				require.Equal(t, want, bounds(t, conn))
+			})
+		}
+	})
+}
+
+func TestCreatePartitionsLeavesCoveredMonthsAlone(t *testing.T) {
+	conn := connect(t, migrated(t, 15))
+	exec(t, conn, `CREATE TABLE odd PARTITION OF audit_log FOR VALUES FROM (MINVALUE) TO ('2400-01-01 00:00+00')`)
+	require.Empty(t, column[string](t, conn, `SELECT create_audit_log_partitions()`))
+	exec(t, conn, `DROP TABLE odd; CREATE TABLE odd PARTITION OF audit_log FOR VALUES FROM ('2000-01-01 00:00+00') TO (MAXVALUE)`)
+	require.Empty(t, column[string](t, conn, `SELECT create_audit_log_partitions()`))
+}
+
+func TestBoundsComeFromTheCatalog(t *testing.T) {
+	versions(t, func(t *testing.T, version int) {
+		conn := connect(t, migrated(t, version))
+		exec(t, conn, `
+			CREATE TABLE audit_log_1999_01 PARTITION OF audit_log FOR VALUES FROM (MINVALUE) TO ('2020-02-29 09:30:00.000001+00');
+			CREATE TABLE "Odd ""name""" PARTITION OF audit_log FOR VALUES FROM ('2020-03-01 00:00+14') TO ('2020-04-01 00:00+00');
+			CREATE TABLE last PARTITION OF audit_log FOR VALUES FROM ('2030-01-01 00:00+00') TO ('infinity');
+			CREATE TABLE rest PARTITION OF audit_log DEFAULT`)
+		exec(t, conn, `SET timezone = 'Asia/Kolkata'; SET datestyle = 'ISO, DMY'`)
+		require.ElementsMatch(t, []bound{
+			{Name: "audit_log_1999_01", To: "2020-02-29 09:30:00.000001"},
+			{Name: `Odd "name"`, From: "2020-02-29 10:00:00.000000", To: "2020-04-01 00:00:00.000000"},
+			{Name: "last", From: "2030-01-01 00:00:00.000000"},
+			{Name: "rest", Default: true},
+		}, bounds(t, conn))
+	})
+}
+
+func TestPartitionStats(t *testing.T) {
+	versions(t, func(t *testing.T, version int) {
+		conn := connect(t, migrated(t, version))
+		exec(t, conn, `SELECT create_audit_log_partition('audit_log_2020_01', '2020-01-01 00:00+00', '2020-02-01 00:00+00')`)
+		exec(t, conn, `INSERT INTO audit_log (timestamp, action, status)
+			SELECT '2020-01-15 00:00+00', 'a', 'success' FROM generate_series(1, 500)`)
+		stats := `SELECT concat_ws(' ', partition_name, coalesce(record_count::text, 'unknown'), size_bytes = pg_total_relation_size('audit_log_2020_01'),
+			size_bytes > index_bytes, size_pretty = pg_size_pretty(size_bytes), lower_bound AT TIME ZONE 'UTC', upper_bound AT TIME ZONE 'UTC')
+			FROM get_audit_partition_stats()`
+		require.Equal(t, []string{"audit_log_2020_01 unknown t t t 2020-01-01 00:00:00 2020-02-01 00:00:00"}, column[string](t, conn, stats))
+		exec(t, conn, `ANALYZE audit_log_2020_01`)
+		require.Equal(t, []string{"audit_log_2020_01 500 t t t 2020-01-01 00:00:00 2020-02-01 00:00:00"}, column[string](t, conn, stats))
+	})
+}
+
+func TestDropOldOnlyRecordsRequests(t *testing.T) {
+	versions(t, func(t *testing.T, version int) {
+		conn := connect(t, migrated(t, version))
+		// Names tell nothing: the first is old by its name alone, the second by its bounds alone.
+		exec(t, conn, `
+			SELECT create_audit_log_partition('audit_log_2001_01', now() - interval '2554 days', now() + interval '1 day');
+			SELECT create_audit_log_partition('audit_log_2999_01', now() - interval '2600 days', now() - interval '2555 days');
+			SELECT create_audit_log_partition('oldest', NULL, now() - interval '2600 days')`)
+		exec(t, conn, `SET timezone = 'Pacific/Kiritimati'`)
+		before := relations(t, conn)
+
+		asked := column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions()`)
+		require.Equal(t, []string{"oldest", "audit_log_2999_01"}, asked)
+		require.Equal(t, before, relations(t, conn), "nothing is dropped")
+
+		requests := `SELECT concat_ws(' ', partition_name, kind, state, requested_by, lower_bound IS NULL, detail->>'retention_days', term)
+			FROM audit_partition_event WHERE kind = 'drop' ORDER BY partition_name`
+		want := []string{"audit_log_2999_01 drop requested postgres f 2555", "oldest drop requested postgres t 2555"}
+		require.Equal(t, want, column[string](t, conn, requests))
+
+		// Asked again, the open requests are returned and none is added.
+		require.Equal(t, asked, column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions(2555)`))
+		require.Equal(t, want, column[string](t, conn, requests))
+		// Answered, it can be asked for anew.
+		exec(t, conn, `UPDATE audit_partition_event SET state = 'refused' WHERE kind = 'drop'`)
+		require.Equal(t, asked, column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions()`))
+
+		for _, days := range []string{"0", "-1", "NULL"} {
+			_, err := conn.Exec(t.Context(), `SELECT drop_old_audit_partitions(`+days+`)`)
+			requireCode(t, err, "22023")
+		}
+		require.Empty(t, column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions(36500)`))
+	})
+}
+
+// A partition is as open, and as closed, as its parent: other owners, grants and default privileges notwithstanding.
+func TestPartitionTakesOwnerGrantsAndRowSecurityOfItsParent(t *testing.T) {
+	versions(t, func(t *testing.T, version int) {
+		conn := connect(t, migrated(t, version))
+		exec(t, conn, `CREATE ROLE "part owner"; CREATE ROLE part_reader; CREATE ROLE part_app`)
+		t.Cleanup(func() {
+			_, err := conn.Exec(context.WithoutCancel(t.Context()),
+				`DROP OWNED BY "part owner", part_reader, part_app; DROP ROLE "part owner", part_reader, part_app`)
+			require.NoError(t, err)
+		})
+		exec(t, conn, `
+			GRANT ALL ON SCHEMA public TO "part owner";
+			ALTER TABLE audit_log OWNER TO "part owner";
+			GRANT SELECT ON audit_log TO part_reader WITH GRANT OPTION;
+			GRANT INSERT ON audit_log TO part_app;
+			GRANT REFERENCES ON audit_log TO PUBLIC;
+			REVOKE DELETE, TRUNCATE ON audit_log FROM "part owner";
+			ALTER TABLE audit_log ENABLE ROW LEVEL SECURITY;
+			ALTER DEFAULT PRIVILEGES GRANT DELETE ON TABLES TO part_app, PUBLIC;
+			SELECT create_audit_log_partition('audit_log_2020_01', '2020-01-01 00:00+00', '2020-02-01 00:00+00')`)
+		access := `SELECT concat_ws(' ', relowner::regrole, relrowsecurity, string_agg(concat_ws(':', a.grantee, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee, a.privilege_type))
+			FROM pg_class, aclexplode(relacl) a WHERE oid = $1::regclass GROUP BY relowner, relrowsecurity`
+		require.Equal(t, column[string](t, conn, access, "audit_log"), column[string](t, conn, access, "audit_log_2020_01"))
+	})
+}
