@@ -1,0 +1,11 @@
+// Package testkit runs the real servers that auditsink's tests and benchmark talk to: PostgreSQL 15
+// and 18, and Apache Kafka with or without SASL and TLS.
+//
+// Tests use [Main], [Postgres] and [Kafka], which share one server of a kind for each test process.
+// A test that stops, pauses or configures a server takes its own with [OwnPostgres] or [OwnKafka].
+// The benchmark has no *testing.T and uses [StartPostgres] and [StartKafka].
+//
+// The servers come from Maven Central and from Debian. What is missing on the machine is an error
+// that names the Debian package, never a skipped test. Servers are children of the test process and
+// die with it, however it ends. The package is for Linux only.
+package testkit

@@ -1,0 +1,343 @@
+package testkit
+
+import (
+	"context"
+	"crypto/rand"
+	_ "embed" // for log4j2.properties
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+//go:embed log4j2.properties
+var log4j []byte
+
+// BrokerID is the node ID of the only broker.
+const BrokerID = 1
+
+// KafkaOptions says which broker to start.
+type KafkaOptions struct {
+	// Properties are further lines of server.properties and go before the defaults.
+	Properties map[string]string
+	// Users may log in on SASLPlaintext and, with Certificates, SASLTLS.
+	Users []User
+	// Certificates, if not nil, opens TLS and MutualTLS.
+	Certificates *CertificateFiles
+	// JVM replaces the Java options, which make a small broker that is ready soon. The benchmark
+	// wants others.
+	JVM []string
+}
+
+// Broker is an Apache Kafka of one node with its own data, on ports of 127.0.0.1 that stay the same over
+// restarts. Topics are not created automatically. The methods that stop and start it are for one
+// goroutine at a time.
+type Broker struct {
+	options   KafkaOptions
+	java      string
+	libraries string
+	cluster   string
+	place     *place
+	ports     map[Listener]int
+	process   *process
+}
+
+// StartKafka starts a broker without topics. ctx bounds the start only. The caller must call Close.
+func StartKafka(ctx context.Context, options KafkaOptions) (*Broker, error) {
+	java, err := program("java", "default-jre-headless")
+	if err != nil {
+		return nil, err
+	}
+	libraries, err := kafkaLibraries(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(options.JVM) == 0 {
+		options.JVM = []string{"-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"}
+	}
+	place, err := newPlace(ctx, "kafka")
+	if err != nil {
+		return nil, err
+	}
+	broker := &Broker{options: options, java: java, libraries: libraries, place: place, cluster: newClusterID()}
+	formatted := false
+	err = onFreePorts(func() error {
+		err := broker.configure()
+		if err == nil && !formatted {
+			err = broker.format(ctx)
+			formatted = true
+		}
+		if err == nil {
+			err = broker.start(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, broker.Close())
+	}
+	return broker, nil
+}
+
+// configure prepares a start on new ports.
+func (b *Broker) configure() error {
+	if err := b.choosePorts(); err != nil {
+		return err
+	}
+	return b.writeProperties()
+}
+
+// choosePorts takes a port for each listener.
+func (b *Broker) choosePorts() error {
+	b.ports = map[Listener]int{}
+	for _, listener := range append(b.options.listeners(), controller) {
+		port, err := b.place.port()
+		if err != nil {
+			return err
+		}
+		b.ports[listener] = port
+	}
+	return nil
+}
+
+// writeProperties writes server.properties and what it names.
+func (b *Broker) writeProperties() error {
+	properties, err := b.security()
+	if err != nil {
+		return err
+	}
+	var listeners, advertised, protocols []string
+	for _, listener := range slices.Sorted(maps.Keys(b.ports)) {
+		endpoint := string(listener) + "://" + address(b.ports[listener])
+		listeners = append(listeners, endpoint)
+		protocols = append(protocols, string(listener)+":"+listener.protocol())
+		if listener != controller {
+			advertised = append(advertised, endpoint)
+		}
+	}
+	maps.Copy(properties, map[string]string{
+		"process.roles":                  "broker,controller",
+		"node.id":                        strconv.Itoa(BrokerID),
+		"controller.quorum.voters":       strconv.Itoa(BrokerID) + "@" + address(b.ports[controller]),
+		"controller.listener.names":      string(controller),
+		"inter.broker.listener.name":     string(Plaintext),
+		"listeners":                      strings.Join(listeners, ","),
+		"advertised.listeners":           strings.Join(advertised, ","),
+		"listener.security.protocol.map": strings.Join(protocols, ","),
+		"log.dirs":                       filepath.Join(b.place.dir, "data"),
+		"auto.create.topics.enable":      "false",
+
+		// One broker, and internal topics that are there at once.
+		"offsets.topic.replication.factor":                 "1",
+		"offsets.topic.num.partitions":                     "1",
+		"transaction.state.log.replication.factor":         "1",
+		"transaction.state.log.min.isr":                    "1",
+		"transaction.state.log.num.partitions":             "1",
+		"share.coordinator.state.topic.replication.factor": "1",
+		"share.coordinator.state.topic.min.isr":            "1",
+		"share.coordinator.state.topic.num.partitions":     "1",
+
+		// Tests wait for rebalances and for expired sessions. A broker that was killed comes back only
+		// when its own session with the controller has expired.
+		"group.initial.rebalance.delay.ms": "0",
+		"group.min.session.timeout.ms":     "100",
+		"broker.session.timeout.ms":        "3000",
+		"broker.heartbeat.interval.ms":     "500",
+
+		"log.cleaner.dedupe.buffer.size": "4194304", // of a small heap
+	})
+	maps.Copy(properties, b.options.Properties)
+	var text strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		fmt.Fprintf(&text, "%s=%s\n", name, properties[name])
+	}
+	return errors.Join(
+		os.WriteFile(b.config(), []byte(text.String()), 0o600),
+		os.WriteFile(b.logging(), log4j, 0o600))
+}
+
+func (b *Broker) config() string { return filepath.Join(b.place.dir, "server.properties") }
+
+func (b *Broker) logging() string { return filepath.Join(b.place.dir, "log4j2.properties") }
+
+// LogFile returns the path of the broker's log.
+func (b *Broker) LogFile() string { return filepath.Join(b.place.dir, "server.log") }
+
+// command runs one of the Java classes that are Kafka's programs.
+func (b *Broker) command(ctx context.Context, jvm []string, class string, args ...string) *exec.Cmd {
+	args = slices.Concat(jvm, []string{
+		"-Dlog4j2.configurationFile=" + b.logging(),
+		"-cp", filepath.Join(b.libraries, "*"),
+		class,
+	}, args)
+	cmd := exec.CommandContext(ctx, b.java, args...)
+	cmd.Dir = b.place.dir
+	return cmd
+}
+
+// toolJVM are the Java options of a program that ends soon.
+var toolJVM = []string{"-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"}
+
+// format makes the data folder, with the users whose credentials are kept in it.
+func (b *Broker) format(ctx context.Context) error {
+	args := []string{"format", "--cluster-id=" + b.cluster, "--config", b.config()}
+	args = append(args, b.options.scramArguments()...)
+	if err := run(b.command(ctx, toolJVM, "kafka.tools.StorageTool", args...)); err != nil {
+		return fmt.Errorf("format Kafka's storage: %w", err)
+	}
+	return nil
+}
+
+// newClusterID returns a UUID in Kafka's notation.
+func newClusterID() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // it never fails
+	return base64.RawURLEncoding.EncodeToString(id[:])
+}
+
+// start starts the broker on its ports and waits until it takes part in its cluster.
+func (b *Broker) start(ctx context.Context) error {
+	cmd := b.command(context.WithoutCancel(ctx), b.options.JVM, "kafka.Kafka", b.config())
+	var err error
+	if b.process, err = startProcess(cmd, b.LogFile()); err != nil {
+		return err
+	}
+	client, err := b.client()
+	if err != nil {
+		return errors.Join(err, b.Kill())
+	}
+	defer client.Close()
+	return b.process.ready(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		cluster, err := client.BrokerMetadata(ctx)
+		if err == nil && cluster.Cluster != b.cluster {
+			err = fmt.Errorf("another broker answers, of cluster %s", cluster.Cluster)
+		}
+		if err == nil && len(cluster.Brokers) == 0 {
+			err = errors.New("the broker is not registered yet")
+		}
+		return err
+	})
+}
+
+// client returns an admin client of the listener without security. The caller closes it.
+func (b *Broker) client() (*kadm.Client, error) {
+	client, err := kgo.NewClient(
+		kgo.SeedBrokers(b.Brokers()...),
+		kgo.DialTimeout(time.Second),
+		// A broker that starts is asked again soon, and by poll.
+		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }),
+		kgo.MetadataMinAge(50*time.Millisecond),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("make a client of the broker: %w", err)
+	}
+	return kadm.NewClient(client), nil
+}
+
+// Brokers returns the bootstrap addresses of the listener without TLS and SASL, which is always open.
+func (b *Broker) Brokers() []string { return b.BrokersOn(Plaintext) }
+
+// BrokersOn returns the bootstrap addresses of a listener, or none when the options did not open it.
+func (b *Broker) BrokersOn(listener Listener) []string {
+	port, ok := b.ports[listener]
+	if !ok {
+		return nil
+	}
+	return []string{address(port)}
+}
+
+// NewTopic creates a topic and waits until every partition has its leader. configs are the topic's own.
+func (b *Broker) NewTopic(ctx context.Context, name string, partitions int32, configs map[string]string) error {
+	client, err := b.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	values := map[string]*string{}
+	for key, value := range configs {
+		values[key] = &value
+	}
+	if _, err := client.CreateTopic(ctx, partitions, 1, values, name); err != nil {
+		return fmt.Errorf("create topic %s: %w", name, err)
+	}
+	err = poll(ctx, 20*time.Millisecond, func() error {
+		topics, err := client.ListTopics(ctx, name)
+		if err != nil {
+			return err
+		}
+		topic := topics[name]
+		if topic.Err != nil {
+			return topic.Err
+		}
+		for _, partition := range topic.Partitions {
+			if partition.Err != nil || partition.Leader != BrokerID {
+				return fmt.Errorf("partition %d has no leader", partition.Partition)
+			}
+		}
+		if got := len(topic.Partitions); got != int(partitions) {
+			return fmt.Errorf("%d of %d partitions are known", got, partitions)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("wait for topic %s: %w", name, err)
+	}
+	return nil
+}
+
+// Tool runs one of Kafka's own command line tools by its Java class and returns what it printed, for
+// example
+//
+//	broker.Tool(ctx, "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+//		"--bootstrap-server", broker.Brokers()[0], "--describe", "--all-groups")
+func (b *Broker) Tool(ctx context.Context, class string, args ...string) (string, error) {
+	cmd := b.command(ctx, toolJVM, class, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	output, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(output), fmt.Errorf("%s: %w\n%s", class, err, lastBytes(output))
+	}
+	return string(output), nil
+}
+
+// Stop shuts the broker down in order. The data stays. Stopping a broker that is down does nothing.
+func (b *Broker) Stop() error { return b.process.stop(syscall.SIGTERM) }
+
+// Kill kills the broker at once (SIGKILL).
+func (b *Broker) Kill() error { return b.process.kill() }
+
+// Restart stops the broker if it runs, and starts it again on the same ports and data. ctx bounds the
+// start.
+func (b *Broker) Restart(ctx context.Context) error {
+	if err := b.Stop(); err != nil {
+		return err
+	}
+	return b.start(ctx)
+}
+
+// Pause freezes the broker (SIGSTOP): connections stay open and nothing answers.
+func (b *Broker) Pause() error { return b.process.pause() }
+
+// Continue lets a paused broker go on.
+func (b *Broker) Continue() error { return b.process.unpause() }
+
+// Close ends the broker and removes its data.
+func (b *Broker) Close() error {
+	var err error
+	if b.process != nil {
+		err = b.Kill()
+	}
+	return errors.Join(err, b.place.release())
+}
