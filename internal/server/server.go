@@ -1,0 +1,64 @@
+// Package server answers HTTP: metrics, liveness and readiness.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Server is the worker's HTTP endpoint.
+type Server struct {
+	http     *http.Server
+	listener net.Listener
+}
+
+// Listen takes the address at once, so that one in use is an error at start and not later. ready returns nil while the
+// worker can take in events, else the reason why not.
+func Listen(ctx context.Context, addr string, metrics http.Handler, ready func() error) (*Server, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for HTTP (AUDITSINK_HTTP_ADDR): %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, ready()) })
+	return &Server{
+		listener: listener,
+		http:     &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute},
+	}, nil
+}
+
+// answer says ok, or 503 and why.
+func answer(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	body := "ok\n"
+	if err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		body = err.Error() + "\n"
+	}
+	//nolint:errcheck // whoever asked has gone: nobody is left to tell
+	w.Write([]byte(body))
+}
+
+// Addr is the address listened on, with the port that was chosen where 0 was asked for.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Serve answers until ctx ends, then gives what is under way a moment to finish.
+func (s *Server) Serve(ctx context.Context) error {
+	stopped := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		stopped <- s.http.Shutdown(grace)
+	})
+	defer stop()
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve HTTP: %w", err)
+	}
+	return <-stopped
+}

@@ -1,0 +1,141 @@
+// Package metrics holds the collectors that Prometheus scrapes. Names and labels are fixed by
+// DESIGN.md §9. No label ever carries event content.
+package metrics
+
+import (
+	"fmt"
+	"net/http"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Metrics are the collectors of one worker. All methods are safe for concurrent use.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	// RecordsConsumed counts the records taken over from Kafka.
+	RecordsConsumed prometheus.Counter
+	// RowsInserted counts the rows in committed batches.
+	RowsInserted prometheus.Counter
+	// Quarantined counts the records in committed batches that could not become rows, by reason.
+	Quarantined *prometheus.CounterVec
+	// Gaps counts the ranges of offsets that the broker no longer had, or that were skipped at the start.
+	Gaps prometheus.Counter
+	// FlushSeconds is the duration of a batch's transaction, retries included.
+	FlushSeconds prometheus.Histogram
+	// FlushRows is the number of rows a batch stored.
+	FlushRows prometheus.Histogram
+	// EndToEndSeconds is the time from a record's timestamp to the commit of its batch.
+	EndToEndSeconds prometheus.Histogram
+	// FlushRetries counts the failed attempts to store a batch, by class of error.
+	FlushRetries *prometheus.CounterVec
+	// Fenced counts the batches that were refused because another worker had claimed the lane.
+	Fenced prometheus.Counter
+	// LanesOwned and LanesHalted count this worker's lanes.
+	LanesOwned, LanesHalted prometheus.Gauge
+	// BufferedBytes is what lanes hold in memory and have not stored.
+	BufferedBytes prometheus.Gauge
+	// PoolAcquireSeconds is how long a connection was waited for.
+	PoolAcquireSeconds prometheus.Histogram
+	// TablePartitions counts the partitions of audit_log.
+	TablePartitions prometheus.Gauge
+	// PartitionsReadyUntil is the upper bound of the last partition without a hole before it, in seconds since 1970.
+	PartitionsReadyUntil prometheus.Gauge
+
+	lagRecords, lagSeconds *prometheus.GaugeVec
+}
+
+const namespace = "auditsink"
+
+// New makes the collectors and registers them with a registry of their own, beside those of the Go
+// runtime and the process. The counters by reason start at 0 for all the reasons given.
+func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets})
+	}
+	laneGauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help}, []string{"topic", "partition"})
+	}
+	counterBy := func(name, help, label string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, []string{label})
+	}
+	seconds := prometheus.ExponentialBucketsRange(0.001, 60, 18)
+	m := &Metrics{
+		registry:             prometheus.NewRegistry(),
+		RecordsConsumed:      counter("records_consumed_total", "Records taken over from Kafka."),
+		RowsInserted:         counter("rows_inserted_total", "Rows in committed batches."),
+		Quarantined:          counterBy("quarantined_total", "Records in committed batches that went to quarantine.", "reason"),
+		Gaps:                 counter("gaps_total", "Recorded ranges of offsets that were not there to be taken."),
+		FlushSeconds:         histogram("flush_duration_seconds", "Duration of storing a batch, retries included.", seconds),
+		FlushRows:            histogram("flush_rows", "Rows stored by a batch.", prometheus.ExponentialBuckets(1, 4, 10)),
+		EndToEndSeconds:      histogram("end_to_end_latency_seconds", "Time from a record's timestamp to the commit of its batch.", prometheus.ExponentialBucketsRange(0.005, 3600, 22)),
+		FlushRetries:         counterBy("flush_retries_total", "Failed attempts to store a batch.", "class"),
+		Fenced:               counter("fenced_total", "Batches refused because another worker had claimed the lane."),
+		LanesOwned:           gauge("lanes_owned", "Lanes assigned to this worker."),
+		LanesHalted:          gauge("lanes_halted", "Lanes of this worker that stand still until an operator acts."),
+		BufferedBytes:        gauge("buffered_bytes", "Bytes of records held in memory and not stored yet."),
+		PoolAcquireSeconds:   histogram("db_pool_acquire_seconds", "Wait for a database connection.", prometheus.ExponentialBucketsRange(0.00001, 30, 18)),
+		TablePartitions:      gauge("table_partitions", "Partitions of audit_log."),
+		PartitionsReadyUntil: gauge("partitions_ready_until_timestamp_seconds", "End of the last partition without a hole before it."),
+		lagRecords:           laneGauge("consumer_lag_records", "Records between the end of the log and the stored position."),
+		lagSeconds:           laneGauge("consumer_lag_seconds", "Age of the oldest record that is not stored yet."),
+	}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "goversion"})
+	build.WithLabelValues(version, runtime.Version()).Set(1)
+	for _, reason := range reasons {
+		m.Quarantined.WithLabelValues(reason.String())
+	}
+	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
+		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
+		m.TablePartitions, m.PartitionsReadyUntil, m.lagRecords, m.lagSeconds, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// SetLag publishes how far a lane is behind: in records, and as the age of its oldest record not yet stored.
+func (m *Metrics) SetLag(topic string, partition int32, records int64, age time.Duration) {
+	p := strconv.Itoa(int(partition))
+	m.lagRecords.WithLabelValues(topic, p).Set(float64(records))
+	m.lagSeconds.WithLabelValues(topic, p).Set(age.Seconds())
+}
+
+// DropLane removes the series of a lane that is no longer this worker's.
+func (m *Metrics) DropLane(topic string, partition int32) {
+	p := strconv.Itoa(int(partition))
+	m.lagRecords.DeleteLabelValues(topic, p)
+	m.lagSeconds.DeleteLabelValues(topic, p)
+}
+
+// PoolState is how many connections a pool has, by what they are doing.
+type PoolState struct{ Idle, Acquired, Constructing, Max int32 }
+
+// WatchPool publishes the connections of a pool, asked for at each scrape.
+func (m *Metrics) WatchPool(state func() PoolState) {
+	for name, read := range map[string]func(PoolState) int32{
+		"idle":         func(s PoolState) int32 { return s.Idle },
+		"acquired":     func(s PoolState) int32 { return s.Acquired },
+		"constructing": func(s PoolState) int32 { return s.Constructing },
+		"max":          func(s PoolState) int32 { return s.Max },
+	} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: namespace, Name: "db_pool_connections", Help: "Database connections of the pool.",
+			ConstLabels: prometheus.Labels{"state": name},
+		}, func() float64 { return float64(read(state())) }))
+	}
+}
+
+// Handler serves the metrics in Prometheus's exposition formats.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+}
