@@ -1,0 +1,280 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+
+	"auditsink/internal/event"
+	"auditsink/internal/postgres"
+)
+
+// Stored says what a batch became.
+type Stored struct {
+	Rows, Quarantined int64
+}
+
+// begin opens the transaction of a batch. A session that goes silent in it is ended by the server, for it may hold the lock on
+// the lane's row; LOCAL makes the settings work through a pooler too.
+const begin = `BEGIN;
+	SET LOCAL idle_in_transaction_session_timeout = '5s';
+	SET LOCAL lock_timeout = '10s';
+	SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3`
+
+// move is the last statement before COMMIT, so that the lane's row is locked for a moment only: a worker that is stopped
+// during the COPY before it holds up nobody.
+const move = `UPDATE audit_lane SET next_offset = $2, leader_epoch = $3, updated_at = now()
+	WHERE lane_id = $1 AND epoch = $4 AND next_offset = $5`
+
+// errUnanswered marks a COMMIT whose outcome is not known.
+var errUnanswered = errors.New("COMMIT was not answered")
+
+// errNotMoved marks a batch whose claim or start no longer fits the lane's row.
+var errNotMoved = errors.New("the position did not move")
+
+// Append stores a batch once: also where an earlier attempt, reported as failed, was in truth committed. It tries again without
+// end while errors are transient, until ctx ends. Errors: [*FencedError], [*MovedError], [*HaltError], [*FatalError], or ctx's.
+func (s *Sink) Append(ctx context.Context, b *Batch) (Stored, error) {
+	started := time.Now()
+	attempt := attempt{Sink: s, batch: b}
+	ensured := false
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 10*time.Second
+	for {
+		err := attempt.run(ctx)
+		if err == nil {
+			s.count(b, attempt.stored, started)
+			return attempt.stored, nil
+		}
+		if ctx.Err() != nil {
+			return Stored{}, context.Cause(ctx)
+		}
+		if final := s.final(err); final != nil {
+			return Stored{}, final
+		}
+		class := postgres.Classify(err)
+		s.metrics.FlushRetries.WithLabelValues(class.String()).Inc()
+		if class == postgres.NoPartition {
+			if err = attempt.makePartitions(ctx); err == nil && !ensured {
+				ensured = true
+				continue
+			}
+			if err == nil {
+				err = errors.New("a row finds no table partition, though all are there")
+			}
+			if final := s.final(err); final != nil {
+				return Stored{}, final
+			}
+		}
+		wait := pause.NextBackOff()
+		s.log.Warn("batch not stored yet, trying again", zap.Int32("lane_id", b.Claim.LaneID), zap.Int64("from", b.Claim.Next),
+			zap.Int("records", len(b.Records)), zap.Duration("pause", wait), zap.Error(postgres.Explain(err)))
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return Stored{}, context.Cause(ctx)
+		}
+	}
+}
+
+// final returns the error that ends the attempts, or nil where another may succeed.
+func (s *Sink) final(err error) error {
+	if fenced, ok := errors.AsType[*FencedError](err); ok {
+		s.metrics.Fenced.Inc()
+		return fenced
+	}
+	if moved, ok := errors.AsType[*MovedError](err); ok {
+		return moved
+	}
+	if halt, ok := errors.AsType[*HaltError](err); ok {
+		return halt
+	}
+	switch postgres.Classify(err) {
+	case postgres.Transient, postgres.NoPartition:
+		return nil
+	case postgres.Fatal:
+		return &FatalError{postgres.Explain(err)}
+	case postgres.Row, postgres.Unknown:
+		return &HaltError{postgres.Explain(err)}
+	}
+	return &HaltError{err}
+}
+
+// count adds a committed batch to the metrics.
+func (s *Sink) count(b *Batch, stored Stored, started time.Time) {
+	now := time.Now()
+	s.metrics.FlushSeconds.Observe(now.Sub(started).Seconds())
+	s.metrics.FlushRows.Observe(float64(stored.Rows))
+	s.metrics.RowsInserted.Add(float64(stored.Rows))
+	millis := now.UnixMilli()
+	for i := range b.Records {
+		if t := b.Records[i].Timestamp; t >= 0 {
+			s.metrics.EndToEndSeconds.Observe(float64(millis-t) / 1000)
+		}
+	}
+}
+
+// attempt is a batch on its way in. It belongs to the goroutine that called Append.
+type attempt struct {
+	*Sink
+	batch *Batch
+	// unsettled says that a COMMIT may have stored the batch; stored and reasons are then what it holds.
+	unsettled bool
+	stored    Stored
+	reasons   []event.Reason
+	// barred are months that no table partition may be made for.
+	barred []time.Time
+}
+
+// run tries once. Whatever it reports, the batch is either stored whole or not at all.
+func (a *attempt) run(ctx context.Context) error {
+	conn, err := a.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	if a.unsettled {
+		stored, err := a.settle(ctx, conn.Conn())
+		if err != nil {
+			return err
+		}
+		a.unsettled = false
+		if stored {
+			a.quarantined()
+			return nil
+		}
+	}
+	err = a.transact(ctx, conn.Conn())
+	switch {
+	case err == nil:
+		a.quarantined()
+		return nil
+	case errors.Is(err, errUnanswered):
+		a.unsettled = true
+		return err
+	}
+	a.rollback(ctx, conn.Conn(), err)
+	if !errors.Is(err, errNotMoved) {
+		return err
+	}
+	// Not our position: fenced, moved, or stored by an earlier attempt of ours after all.
+	if stored, err := a.settle(ctx, conn.Conn()); err != nil || !stored {
+		return errors.Join(err, fmt.Errorf("store a batch of lane %d: %w", a.batch.Claim.LaneID, errNotMoved))
+	}
+	a.quarantined()
+	return nil
+}
+
+// transact is the transaction: rows, quarantine, position, COMMIT.
+func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
+	b, pg := a.batch, conn.PgConn()
+	if _, err := pg.Exec(ctx, begin).ReadAll(); err != nil {
+		return fmt.Errorf("begin a transaction: %w", err)
+	}
+	a.stored, a.reasons = Stored{}, a.reasons[:0]
+	if len(b.Records) > 0 {
+		if err := a.copyRows(ctx, conn); err != nil {
+			return err
+		}
+	}
+	tag, err := conn.Exec(ctx, move, b.Claim.LaneID, b.To, b.LeaderEpoch, b.Claim.Epoch, b.Claim.Next)
+	if err != nil {
+		return fmt.Errorf("move the position of lane %d: %w", b.Claim.LaneID, err)
+	}
+	if tag.RowsAffected() != 1 {
+		return errNotMoved
+	}
+	if _, err := pg.Exec(ctx, "COMMIT").ReadAll(); err != nil {
+		return fmt.Errorf("%w: %w", errUnanswered, err)
+	}
+	return nil
+}
+
+// copyRows sends the rows, and then the records that can't be rows.
+func (a *attempt) copyRows(ctx context.Context, conn *pgx.Conn) error {
+	decoder := a.decoders.Get().(*event.Decoder) //nolint:forcetypeassert,errcheck // the pool holds nothing else
+	stream := newRowStream(decoder, a.batch.Claim.LaneID, a.batch.Records, a.barred, time.Now())
+	tag, err := conn.PgConn().CopyFrom(ctx, stream, copyRows)
+	stream.close()
+	if err != nil { // the decoder is not reused: the stream may still be read
+		return fmt.Errorf("copy %d records into audit_log: %w", len(a.batch.Records), err)
+	}
+	a.decoders.Put(decoder)
+	if tag.RowsAffected() != stream.rows {
+		return &HaltError{fmt.Errorf("copy into audit_log: %d rows sent, %d stored: find the trigger or rule that drops rows", stream.rows, tag.RowsAffected())}
+	}
+	a.stored = Stored{Rows: stream.rows, Quarantined: int64(len(stream.aside))}
+	for i := range stream.aside {
+		a.reasons = append(a.reasons, stream.aside[i].Reason)
+	}
+	return copyAside(ctx, conn, a.batch.Claim.LaneID, stream.aside)
+}
+
+// rollback frees the connection for others, or gives it up.
+func (a *attempt) rollback(ctx context.Context, conn *pgx.Conn, cause error) {
+	if conn.IsClosed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	_, err := conn.PgConn().Exec(ctx, "ROLLBACK").ReadAll()
+	if err != nil || postgres.IsReadOnly(cause) {
+		conn.Close(ctx) //nolint:errcheck,gosec // it is given up either way, and the batch's own error is what gets reported
+	}
+}
+
+// settle finds out where the lane stands: true says that the batch is stored. FOR UPDATE waits for a COMMIT still under way, which a
+// plain read would overlook.
+func (a *attempt) settle(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	b := a.batch
+	var epoch, next int64
+	var owner string
+	err := conn.QueryRow(ctx, `SELECT epoch, next_offset, coalesce(owner, 'nobody') FROM audit_lane WHERE lane_id = $1 FOR UPDATE`, b.Claim.LaneID).
+		Scan(&epoch, &next, &owner)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return false, &MovedError{Lane: b.Claim.LaneID, Expected: b.Claim.Next, Next: -1}
+	case err != nil:
+		return false, fmt.Errorf("read the position of lane %d: %w", b.Claim.LaneID, err)
+	case epoch != b.Claim.Epoch:
+		return false, &FencedError{Lane: b.Claim.LaneID, Epoch: epoch, Owner: owner}
+	case next == b.To:
+		return true, nil
+	case next == b.Claim.Next:
+		return false, nil
+	}
+	return false, &MovedError{Lane: b.Claim.LaneID, Expected: b.Claim.Next, Next: next}
+}
+
+// makePartitions has the missing table partitions made, for all the batch's rows at once. Months that can't have one are barred: their
+// rows go to quarantine.
+func (a *attempt) makePartitions(ctx context.Context) error {
+	stream := newRowStream(event.NewDecoder(a.rules), a.batch.Claim.LaneID, a.batch.Records, a.barred, time.Now())
+	if _, err := io.Copy(io.Discard, stream); err != nil {
+		return fmt.Errorf("find the months of a batch: %w", err)
+	}
+	refused, err := a.ensure(ctx, stream.months)
+	if err != nil {
+		return fmt.Errorf("make the table partitions of a batch: %w", err)
+	}
+	for _, month := range refused {
+		if !slices.ContainsFunc(a.barred, month.Equal) {
+			a.barred = append(a.barred, month)
+		}
+	}
+	return nil
+}
+
+// quarantined counts the records of a stored batch that went to quarantine.
+func (a *attempt) quarantined() {
+	for _, reason := range a.reasons {
+		a.metrics.Quarantined.WithLabelValues(reason.String()).Inc()
+	}
+}

@@ -1,0 +1,142 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"auditsink/internal/postgres"
+)
+
+// Claim raises the lane's epoch, so that whoever held it before can store nothing any more, and returns the position.
+// Errors: [ErrUnregistered], [*RefusedError], else the database's.
+func (s *Sink) Claim(ctx context.Context, lane Lane, group, owner string) (Claim, error) {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return Claim{}, err
+	}
+	defer conn.Release()
+	c := Claim{}
+	err = conn.QueryRow(ctx, `
+		UPDATE audit_lane SET epoch = epoch + 1, owner = $4, state = 'active', updated_at = now()
+		WHERE topic = $1 AND topic_id = $2 AND partition = $3 AND consumer_group = $5
+		RETURNING lane_id, epoch, next_offset, leader_epoch`,
+		lane.Topic, pgtype.UUID{Bytes: lane.TopicID, Valid: true}, lane.Partition, owner, group).
+		Scan(&c.LaneID, &c.Epoch, &c.Next, &c.LeaderEpoch)
+	switch {
+	case err == nil:
+		return c, nil
+	case !errors.Is(err, pgx.ErrNoRows):
+		if postgres.IsReadOnly(err) {
+			conn.Conn().Close(ctx) //nolint:errcheck,gosec // it is dropped for being of no use; the refusal is what gets reported
+		}
+		return Claim{}, fmt.Errorf("claim lane %s: %w", lane, err)
+	}
+	return Claim{}, unclaimable(ctx, conn.Conn(), lane, group)
+}
+
+// unclaimable finds out why no row of audit_lane is ours.
+func unclaimable(ctx context.Context, conn *pgx.Conn, lane Lane, group string) error {
+	rows, err := conn.Query(ctx, `SELECT topic_id, consumer_group FROM audit_lane WHERE topic = $1 AND partition = $2`, lane.Topic, lane.Partition)
+	if err != nil {
+		return fmt.Errorf("look for lane %s: %w", lane, err)
+	}
+	refused := ErrUnregistered
+	var id pgtype.UUID
+	var other string
+	_, err = pgx.ForEachRow(rows, []any{&id, &other}, func() error {
+		switch {
+		case id.Bytes != lane.TopicID:
+			refused = &RefusedError{fmt.Sprintf("topic %q was deleted and created again: its ID is %s now, and was %s when lane %s was stored last; "+
+				"its offsets start anew, so continuing could skip or repeat events: accept the new topic with `auditsink lanes accept`, or bring the old one back",
+				lane.Topic, pgtype.UUID{Bytes: lane.TopicID, Valid: true}, id, lane)}
+		case other != group:
+			refused = &RefusedError{fmt.Sprintf("lane %s is stored by consumer group %q, and this worker is of group %q: two groups would store every event twice; "+
+				"set AUDITSINK_KAFKA_GROUP=%s, or use a database of its own for group %q", lane, other, group, other, group)}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("look for lane %s: %w", lane, err)
+	}
+	return refused
+}
+
+// Start is where a lane that Postgres doesn't know yet begins.
+type Start struct {
+	Partition int32
+	// Offset is the first to be taken.
+	Offset int64
+	// LogStart is the first the broker has.
+	LogStart int64
+}
+
+// Register makes the lanes of a topic known, all that it has now, in one transaction. Those already known stay as they are. Where the topic was
+// known before, a new lane is a partition that was added to it since, and so begins at the start of its log, whatever its Offset
+// says. A lane that begins above the start of its log leaves a gap on record, so that history is never skipped unseen.
+func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, group string, starts []Start) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	gaps := 0
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		gaps = 0
+		// One at a time: of two workers that meet a new topic at once, the second must find all its lanes.
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('auditsink lanes'), hashtext($1))`, topic); err != nil {
+			return err
+		}
+		id := pgtype.UUID{Bytes: topicID, Valid: true}
+		var known bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM audit_lane WHERE topic = $1 AND topic_id = $2)`, topic, id).Scan(&known); err != nil {
+			return err
+		}
+		for _, start := range starts {
+			from := start.Offset
+			if known {
+				from = start.LogStart
+			}
+			var lane int32
+			err := tx.QueryRow(ctx, `
+				INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, next_offset)
+				VALUES ($1, $2, $3, $4, $5) ON CONFLICT (topic, topic_id, partition) DO NOTHING RETURNING lane_id`,
+				topic, id, start.Partition, group, from).Scan(&lane)
+			if errors.Is(err, pgx.ErrNoRows) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if from > start.LogStart {
+				gaps++
+				if _, err := tx.Exec(ctx, `INSERT INTO audit_gap (lane_id, kind, from_offset, to_offset) VALUES ($1, 'start', $2, $3)`,
+					lane, start.LogStart, from); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("register the lanes of topic %q: %w", topic, err)
+	}
+	s.metrics.Gaps.Add(float64(gaps))
+	return nil
+}
+
+// Halt notes in the lane's row that it stands still, for `lanes list`. It is void when the claim has ended.
+func (s *Sink) Halt(ctx context.Context, c Claim) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(ctx, `UPDATE audit_lane SET state = 'halted', updated_at = now() WHERE lane_id = $1 AND epoch = $2`, c.LaneID, c.Epoch); err != nil {
+		return fmt.Errorf("note that lane %d is halted: %w", c.LaneID, err)
+	}
+	return nil
+}

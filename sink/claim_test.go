@@ -1,0 +1,105 @@
+package sink_test
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"auditsink/sink"
+)
+
+func TestClaimNeedsARegisteredLane(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		_, err := b.sink.Claim(b.Context(), lane, "g", "worker")
+		require.ErrorIs(b, err, sink.ErrUnregistered)
+	})
+}
+
+func TestLanesBeginWhereTheySay(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		register := func(starts ...sink.Start) {
+			require.NoError(b, b.sink.Register(b.Context(), lane.Topic, lane.TopicID, "g", starts))
+		}
+		begins := func(partition int32, at int64) {
+			b.Helper()
+			l := lane
+			l.Partition = partition
+			c, err := b.sink.Claim(b.Context(), l, "g", "worker")
+			require.NoError(b, err)
+			require.Equal(b, at, c.Next)
+		}
+		register(sink.Start{Partition: 0, Offset: 5, LogStart: 5}, sink.Start{Partition: 1, Offset: 40, LogStart: 10})
+		begins(0, 5)
+		begins(1, 40)
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap`))
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap g JOIN audit_lane USING (lane_id)
+			WHERE partition = 1 AND kind = 'start' AND from_offset = 10 AND to_offset = 40`))
+
+		// Known lanes stay where they are; one added later begins at the start of its log.
+		register(sink.Start{Partition: 1, Offset: 99, LogStart: 99}, sink.Start{Partition: 2, Offset: 70, LogStart: 3})
+		begins(1, 40)
+		begins(2, 3)
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap`))
+	})
+}
+
+func TestManyWorkersMeetANewTopic(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		var all sync.WaitGroup
+		errs := make(chan error, 10)
+		for range 10 {
+			all.Go(func() {
+				errs <- b.sink.Register(b.Context(), lane.Topic, lane.TopicID, "g", []sink.Start{{Partition: 0, Offset: 8}, {Partition: 1, Offset: 9}})
+			})
+		}
+		all.Wait()
+		close(errs)
+		for err := range errs {
+			require.NoError(b, err)
+		}
+		require.EqualValues(b, 17, b.number(`SELECT sum(next_offset) FROM audit_lane`))
+		require.EqualValues(b, 2, b.number(`SELECT count(*) FROM audit_gap`))
+	})
+}
+
+func TestRefusedClaims(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		c := b.claim()
+		var refused *sink.RefusedError
+
+		_, err := b.sink.Claim(b.Context(), lane, "other group", "worker")
+		require.ErrorAs(b, err, &refused)
+		require.ErrorContains(b, err, `"g"`)
+		require.ErrorContains(b, err, `"other group"`)
+
+		again := lane
+		again.TopicID = [16]byte{2}
+		_, err = b.sink.Claim(b.Context(), again, "g", "worker")
+		require.ErrorAs(b, err, &refused)
+		require.ErrorContains(b, err, "created again")
+
+		// Neither touched the lane.
+		_, err = b.sink.Append(b.Context(), batch(c, 1))
+		require.NoError(b, err)
+	})
+}
+
+func TestHaltIsOnRecord(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		old := b.claim()
+		c := b.claim()
+		require.NoError(b, b.sink.Halt(b.Context(), old))
+		state := func() string {
+			lanes, err := sink.Lanes(b.Context(), b.pool)
+			require.NoError(b, err)
+			require.Len(b, lanes, 1)
+			return lanes[0].State
+		}
+		require.Equal(b, "active", state(), "a claim that has ended says nothing")
+		require.NoError(b, b.sink.Halt(b.Context(), c))
+		require.Equal(b, "halted", state())
+		b.claim()
+		require.Equal(b, "active", state())
+	})
+}
