@@ -1,0 +1,338 @@
+// Package consumer is the group member: it claims lanes as Kafka assigns them, buffers their records within a
+// budget of bytes, cuts batches and hands them to the sink, and commits offsets after that.
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/zap"
+
+	"auditsink/metrics"
+	"auditsink/sink"
+)
+
+// Options say how to consume.
+type Options struct {
+	// Group is the consumer group.
+	Group string
+	// Owner names this worker in audit_lane.
+	Owner string
+	// FromLatest makes a group that never committed begin at the end of the log and not at its start.
+	FromLatest bool
+	// A batch is stored once it has FlushRows records or FlushBytes bytes, or once its oldest record has waited for FlushInterval.
+	FlushRows     int
+	FlushBytes    int64
+	FlushInterval time.Duration
+	// BufferBytes is what all lanes together may hold in memory.
+	BufferBytes int64
+	// DrainTimeout bounds the storing of what is buffered when lanes are revoked or the worker stops.
+	DrainTimeout time.Duration
+}
+
+const (
+	// rebalanceTimeout is how long the group waits for a member that has to give lanes up; draining must be well under it.
+	rebalanceTimeout = 60 * time.Second
+	// commitInterval is how far Kafka's offsets may trail behind the positions.
+	commitInterval = time.Second
+	// fetchMaxBytes bounds one fetch from one broker, which is held in memory on top of the buffers.
+	fetchMaxBytes = 8 << 20
+	// stalledAfter is for how long a lane may wait before the worker stops calling itself ready.
+	stalledAfter = 10 * time.Second
+)
+
+// lanesKey is a lane as the group protocol names it.
+type laneKey struct {
+	topic     string
+	partition int32
+}
+
+// Consumer is one member of the group. Its state belongs to whoever holds mu: the client's callbacks, the poll loop and the lanes.
+type Consumer struct {
+	opts    Options
+	client  *kgo.Client
+	admin   *kadm.Client
+	sink    *sink.Sink
+	metrics *metrics.Metrics
+	log     *zap.Logger
+
+	mu    sync.Mutex
+	lanes map[laneKey]*lane
+	// joined says that the group has given an assignment, if only an empty one.
+	joined bool
+	// brokersSeen is when a broker answered last.
+	brokersSeen time.Time
+
+	// committing is held while offsets are being committed, so that none is for a lane after it was given up.
+	committing sync.Mutex
+	// beats counts answered heartbeats.
+	beats atomic.Int64
+	// moves are lanes to be fetched from another offset; the poll loop does that while it holds no records.
+	moves    chan *lane
+	wakePoll atomic.Pointer[context.CancelFunc]
+	// failed receives the error that ends the worker.
+	failed chan error
+	// running is the context of all lanes, and stop ends it; the client's callbacks bring contexts that end too early for a lane.
+	running context.Context
+	stop    context.CancelFunc
+	stores  sync.WaitGroup
+}
+
+// New makes the group member, which joins at once. kafka are the client's options: brokers, security and topics. Run must follow.
+func New(opts Options, kafka []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger) (*Consumer, error) {
+	c := &Consumer{
+		opts: opts, sink: s, metrics: m, log: log,
+		lanes: map[laneKey]*lane{}, moves: make(chan *lane, 1024), failed: make(chan error, 1),
+	}
+	c.running, c.stop = context.WithCancel(context.Background())
+	client, err := kgo.NewClient(append(kafka,
+		kgo.ConsumerGroup(opts.Group),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.DisableAutoCommit(),
+		kgo.RebalanceTimeout(rebalanceTimeout),
+		kgo.HeartbeatInterval(time.Second),
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// Control records move the position, or the lag behind a transactional producer would never be 0.
+		kgo.KeepControlRecords(),
+		kgo.FetchMaxBytes(fetchMaxBytes),
+		kgo.FetchMaxWait(time.Second),
+		// A poll only hands records over, so it holds up a rebalance for a moment; in return no record of a lane that was given up
+		// can arrive in a later life of the same lane.
+		kgo.BlockRebalanceOnPoll(),
+		kgo.OnPartitionsAssigned(c.assigned),
+		kgo.AdjustFetchOffsetsFn(c.claim),
+		kgo.OnPartitionsRevoked(c.revoked),
+		kgo.OnPartitionsLost(c.lost),
+		kgo.WithHooks(beatHook{&c.beats}),
+	)...)
+	if err != nil {
+		return nil, fmt.Errorf("make the Kafka client: %w", err)
+	}
+	c.client, c.admin = client, kadm.NewClient(client)
+	return c, nil
+}
+
+// Run consumes until ctx ends, then stores what is buffered, commits, and leaves the group. It returns nil after that, or the error that
+// no lane can live with.
+func (c *Consumer) Run(ctx context.Context) error {
+	defer c.client.CloseAllowingRebalance()
+	var background sync.WaitGroup
+	background.Go(func() { c.every(commitInterval, c.commit) })
+	background.Go(func() { c.every(lagInterval, c.measureLag) })
+
+	err := c.poll(ctx)
+	c.drain(c.ownLanes())
+	leaving, cancel := context.WithTimeout(c.running, 5*time.Second)
+	defer cancel()
+	if left := c.client.LeaveGroupContext(leaving); left != nil {
+		c.log.Warn("the group could not be left: its other members take over after the session timeout", zap.Error(left))
+	}
+	c.stop()
+	c.stores.Wait()
+	background.Wait()
+	return err
+}
+
+// every calls what each interval until the consumer stops.
+func (c *Consumer) every(interval time.Duration, what func(context.Context)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.running.Done():
+			return
+		case <-tick.C:
+			what(c.running)
+		}
+	}
+}
+
+// poll hands records to their lanes until ctx ends or something fatal happens.
+func (c *Consumer) poll(ctx context.Context) error {
+	for {
+		polling, wake := context.WithCancel(ctx)
+		c.wakePoll.Store(&wake)
+		if len(c.moves) > 0 {
+			wake() // the poll returns at once
+		}
+		fetches := c.client.PollFetches(polling)
+		fetches.EachPartition(c.deliver)
+		wake()
+		// Between a poll and AllowRebalance nothing is under way: neither records nor a change of assignment.
+		c.move()
+		c.client.AllowRebalance()
+		select {
+		case err := <-c.failed:
+			return err
+		default:
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if fetches.IsClientClosed() {
+			return errors.New("the Kafka client was closed")
+		}
+	}
+}
+
+// deliver gives what was fetched of one partition to its lane.
+func (c *Consumer) deliver(p kgo.FetchTopicPartition) {
+	l := c.lane(p.Topic, p.Partition)
+	if p.Err != nil {
+		c.fetchFailed(l, p)
+	}
+	if l == nil || len(p.Records) == 0 {
+		return
+	}
+	rows, bytes, pause := l.put(p.Records, time.Now())
+	c.metrics.RecordsConsumed.Add(float64(rows))
+	c.metrics.BufferedBytes.Add(float64(bytes))
+	if pause {
+		c.client.PauseFetchPartitions(l.partition())
+	}
+}
+
+// fetchFailed deals with an error of the broker for one lane. What passes by itself the client does not report.
+func (c *Consumer) fetchFailed(l *lane, p kgo.FetchTopicPartition) {
+	if errors.Is(p.Err, context.Canceled) || errors.Is(p.Err, context.DeadlineExceeded) || errors.Is(p.Err, kgo.ErrClientClosed) {
+		return
+	}
+	if l == nil {
+		c.log.Warn("Kafka reported an error", zap.String("topic", p.Topic), zap.Int32("partition", p.Partition), zap.Error(p.Err))
+		return
+	}
+	if kerr.IsRetriable(p.Err) {
+		c.log.Warn("fetching failed for now", zap.Stringer("lane", l.id), zap.Error(p.Err))
+		return
+	}
+	c.halt(l, fmt.Errorf("fetch from offset %d: %w", l.position(), p.Err))
+}
+
+// halt stops one lane until an operator has acted, loudly; the others go on.
+func (c *Consumer) halt(l *lane, why error) {
+	c.client.PauseFetchPartitions(l.partition())
+	l.enter(halted, why.Error())
+	c.metrics.BufferedBytes.Sub(float64(l.discard()))
+	c.log.Error("lane halted: nothing of it is stored until its cause is mended and the worker restarted or the lane moved",
+		zap.Stringer("lane", l.id), zap.Int64("position", l.position()), zap.Error(why))
+	c.count()
+}
+
+// fail ends the worker with the first error that no lane can live with.
+func (c *Consumer) fail(err error) {
+	select {
+	case c.failed <- err:
+	default:
+	}
+	c.interrupt()
+}
+
+// interrupt makes the poll loop look round now.
+func (c *Consumer) interrupt() {
+	if wake := c.wakePoll.Load(); wake != nil {
+		(*wake)()
+	}
+}
+
+// move has lanes fetched from their positions anew.
+func (c *Consumer) move() {
+	for {
+		select {
+		case l := <-c.moves:
+			if c.lane(l.id.Topic, l.id.Partition) != l {
+				continue // given up meanwhile
+			}
+			l.mu.Lock()
+			claim := l.claim
+			l.mu.Unlock()
+			l.place(claim, running)
+			c.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{
+				l.id.Topic: {l.id.Partition: {Epoch: claim.LeaderEpoch, Offset: claim.Next}},
+			})
+			c.client.ResumeFetchPartitions(l.partition())
+		default:
+			return
+		}
+	}
+}
+
+func (c *Consumer) lane(topic string, partition int32) *lane {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lanes[laneKey{topic, partition}]
+}
+
+func (c *Consumer) ownLanes() []*lane {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]*lane, 0, len(c.lanes))
+	for _, l := range c.lanes {
+		all = append(all, l)
+	}
+	return all
+}
+
+// count publishes how many lanes there are, and shares the budget of bytes out among them.
+func (c *Consumer) count() {
+	lanes := c.ownLanes()
+	stopped := 0
+	for _, l := range lanes {
+		l.setShare(c.opts.BufferBytes / int64(len(lanes)))
+		l.mu.Lock()
+		if l.phase == halted {
+			stopped++
+		}
+		l.mu.Unlock()
+	}
+	c.metrics.LanesOwned.Set(float64(len(lanes)))
+	c.metrics.LanesHalted.Set(float64(stopped))
+}
+
+// partition names the lane as the client wants it.
+func (l *lane) partition() map[string][]int32 {
+	return map[string][]int32{l.id.Topic: {l.id.Partition}}
+}
+
+// Ready is nil while the worker takes in events, else it says why it doesn't.
+func (c *Consumer) Ready() error {
+	c.mu.Lock()
+	joined, seen := c.joined, c.brokersSeen
+	c.mu.Unlock()
+	if !joined {
+		return fmt.Errorf("consumer group %q is not joined yet", c.opts.Group)
+	}
+	if time.Since(seen) > 3*lagInterval+stalledAfter {
+		return fmt.Errorf("no broker has answered since %s", seen.UTC().Format(time.RFC3339))
+	}
+	var problems []error
+	for _, l := range c.ownLanes() {
+		l.mu.Lock()
+		switch {
+		case l.phase == waiting, l.phase == halted:
+			problems = append(problems, fmt.Errorf("lane %s: %s", l.id, l.why))
+		case !l.flushing.IsZero() && time.Since(l.flushing) > stalledAfter:
+			problems = append(problems, fmt.Errorf("lane %s: its batch has not been stored since %s", l.id, l.flushing.UTC().Format(time.RFC3339)))
+		}
+		l.mu.Unlock()
+	}
+	return errors.Join(problems...)
+}
+
+// beatHook counts the heartbeats that a broker answered.
+type beatHook struct{ beats *atomic.Int64 }
+
+// OnBrokerE2E implements kgo.HookBrokerE2E.
+func (h beatHook) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
+	if key == int16(kmsg.Heartbeat) && e2e.Err() == nil {
+		h.beats.Add(1)
+	}
+}

@@ -1,0 +1,106 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/zap"
+)
+
+// lagInterval is how often the ends of the logs are asked for.
+const lagInterval = 5 * time.Second
+
+// measureLag compares the positions with the ends of the logs, as the brokers tell them: so the figures grow also while
+// fetching is paused, or Postgres is away.
+func (c *Consumer) measureLag(ctx context.Context) {
+	lanes := c.ownLanes()
+	ctx, cancel := context.WithTimeout(ctx, lagInterval)
+	defer cancel()
+	topics := map[string]bool{}
+	for _, l := range lanes {
+		topics[l.id.Topic] = true
+	}
+	names := make([]string, 0, len(topics))
+	for name := range topics {
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		if err := c.client.Ping(ctx); err == nil {
+			c.brokerAnswered()
+		}
+		return
+	}
+	ends, err := c.admin.ListCommittedOffsets(ctx, names...)
+	if err != nil {
+		c.log.Warn("the ends of the logs can't be asked for: lag stands as it was", zap.Error(err))
+		return
+	}
+	c.brokerAnswered()
+	var begins kadm.ListedOffsets
+	for _, l := range lanes {
+		end, ok := ends.Lookup(l.id.Topic, l.id.Partition)
+		if !ok || end.Err != nil {
+			continue
+		}
+		position := l.position()
+		if position < 0 { // neither Postgres nor the group knows the lane: all that the log holds is ahead
+			if begins == nil {
+				if begins, err = c.admin.ListStartOffsets(ctx, names...); err != nil {
+					continue
+				}
+			}
+			begin, _ := begins.Lookup(l.id.Topic, l.id.Partition)
+			position = begin.Offset
+		}
+		records := max(end.Offset-position, 0)
+		age := l.lagAge(records, time.Now())
+		c.mu.Lock() // the series goes with the lane, and must not come back after it
+		if c.lanes[laneKey{l.id.Topic, l.id.Partition}] == l {
+			c.metrics.SetLag(l.id.Topic, l.id.Partition, records, age)
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *Consumer) brokerAnswered() {
+	c.mu.Lock()
+	c.brokersSeen = time.Now()
+	c.mu.Unlock()
+}
+
+// lagAge is the age of the oldest record not stored: by its timestamp where it is here, else since the lag was first seen.
+func (l *lane) lagAge(records int64, now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case records == 0:
+		l.behind = time.Time{}
+		return 0
+	case l.oldest >= 0:
+		l.behind = time.Time{}
+		return max(now.Sub(time.UnixMilli(l.oldest)), 0)
+	case l.behind.IsZero():
+		l.behind = now
+	}
+	return now.Sub(l.behind)
+}
+
+// commitOffsets commits and waits for the answer; the error is the first of the request or of any partition.
+func (c *Consumer) commitOffsets(ctx context.Context, offsets map[string]map[int32]kgo.EpochOffset) (err error) {
+	c.client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, failed error) {
+		if err = failed; err != nil || resp == nil {
+			return
+		}
+		for _, topic := range resp.Topics {
+			for _, partition := range topic.Partitions {
+				err = errors.Join(err, kerr.ErrorForCode(partition.ErrorCode))
+			}
+		}
+	})
+	return err
+}

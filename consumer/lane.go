@@ -1,0 +1,260 @@
+package consumer
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"auditsink/internal/event"
+	"auditsink/sink"
+)
+
+// recordOverhead is what a buffered record costs beside its own bytes: our struct, and its share of slices.
+const recordOverhead = 128
+
+// limits say when a lane's records become a batch.
+type limits struct {
+	rows     int
+	bytes    int64
+	interval time.Duration
+}
+
+// phase is where a lane is in its life.
+type phase uint8
+
+const (
+	waiting phase = iota // for its claim
+	running
+	draining // no more records come in; what is buffered is being stored
+	halted   // until an operator acts; records are dropped, for nothing is lost that isn't committed
+)
+
+// lane is one partition of a topic as owned by this worker. The poll loop puts records in, and the lane's own goroutine
+// takes them out and stores them; mu guards what both touch. cancel ends the goroutine at once, done tells that it has ended.
+type lane struct {
+	id     sink.Lane
+	limits limits
+	cancel context.CancelFunc
+	done   chan struct{}
+	// wake holds at most one signal for the lane's goroutine: look again.
+	wake chan struct{}
+
+	mu    sync.Mutex
+	phase phase
+	why   string     // what a waiting, halted or stalled lane waits for
+	claim sink.Claim // claim.Next is the position: all before it is stored
+	queue []fetched
+	rows  int
+	// bytes counts what is queued and what is in the batch being stored; share is what the lane may hold before it is paused.
+	bytes, share int64
+	paused       bool
+	// reached is the offset behind the last record received, of whatever kind; leaderEpoch is that record's.
+	reached     int64
+	leaderEpoch int32
+	// since is when the oldest of what is queued arrived; oldest is the timestamp of the oldest record not stored, in ms, or -1.
+	since  time.Time
+	oldest int64
+	// flushing is when the batch under way was begun, or zero.
+	flushing time.Time
+	// committed is the offset that Kafka knows.
+	committed int64
+	// behind is since when there has been a lag while nothing is buffered.
+	behind time.Time
+	// batch is reused from flush to flush by the lane's goroutine alone.
+	batch []event.Record
+}
+
+// fetched are records that came with one fetch.
+type fetched struct {
+	records []event.Record
+	arrived time.Time
+}
+
+func newLane(id sink.Lane, l limits) *lane {
+	return &lane{
+		id: id, limits: l, cancel: func() {}, done: make(chan struct{}), wake: make(chan struct{}, 1),
+		claim: sink.Claim{Next: -1}, reached: -1, oldest: -1, committed: -1,
+	}
+}
+
+func (l *lane) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// put takes records over from a fetch. It never blocks. It returns what was taken, and whether the lane is over its share now and
+// must be paused.
+func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64, pause bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase != running || len(records) == 0 {
+		return 0, 0, false
+	}
+	taken := make([]event.Record, 0, len(records))
+	for _, r := range records {
+		if r.Offset < l.reached {
+			continue // a fetch may begin in the middle of what the broker stores as one
+		}
+		l.reached, l.leaderEpoch = r.Offset+1, r.LeaderEpoch
+		if r.Attrs.IsControl() {
+			continue // it moves the position, and is no event
+		}
+		rec := event.Record{Offset: r.Offset, Timestamp: r.Timestamp.UnixMilli(), Key: r.Key, Value: r.Value}
+		for _, h := range r.Headers {
+			rec.Headers = append(rec.Headers, event.Header{Key: h.Key, Value: h.Value})
+		}
+		bytes += cost(&rec)
+		taken = append(taken, rec)
+	}
+	if l.since.IsZero() {
+		l.since = now
+	}
+	if len(taken) > 0 {
+		l.queue = append(l.queue, fetched{taken, now})
+		l.rows += len(taken)
+		l.bytes += bytes
+		if l.oldest < 0 {
+			l.oldest = taken[0].Timestamp
+		}
+	}
+	l.signal()
+	pause = l.bytes > l.share && !l.paused
+	l.paused = l.paused || pause
+	return len(taken), bytes, pause
+}
+
+func cost(r *event.Record) int64 {
+	n := len(r.Key) + len(r.Value) + recordOverhead
+	for i := range r.Headers {
+		n += len(r.Headers[i].Key) + len(r.Headers[i].Value)
+	}
+	return int64(n)
+}
+
+// next waits until a batch is due: full in rows or bytes, old enough, or the lane draining. nil means that the lane is to end.
+func (l *lane) next(ctx context.Context) *sink.Batch {
+	for {
+		l.mu.Lock()
+		wait, due := l.due(time.Now())
+		if due {
+			b := l.cut()
+			l.mu.Unlock()
+			return b
+		}
+		ended := l.phase == draining
+		l.mu.Unlock()
+		if ended {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.wake:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// due tells whether a batch is due, or how long until it will be. l.mu is held.
+func (l *lane) due(now time.Time) (time.Duration, bool) {
+	if l.reached <= l.claim.Next || l.phase != running && l.phase != draining {
+		return time.Hour, false
+	}
+	if l.rows >= l.limits.rows || l.bytes >= min(l.limits.bytes, l.share/2) || l.phase == draining {
+		return 0, true
+	}
+	age := now.Sub(l.since)
+	return l.limits.interval - age, age >= l.limits.interval
+}
+
+// cut takes the next batch off the queue. l.mu is held.
+func (l *lane) cut() *sink.Batch {
+	l.batch = l.batch[:0]
+	bytes := int64(0)
+	for len(l.queue) > 0 && len(l.batch) < l.limits.rows && bytes < l.limits.bytes {
+		first := l.queue[0].records
+		n := 0
+		for n < len(first) && len(l.batch)+n < l.limits.rows && bytes < l.limits.bytes {
+			bytes += cost(&first[n])
+			n++
+		}
+		l.batch = append(l.batch, first[:n]...)
+		clear(first[:n]) // what was stored must not be kept alive by what waits behind it
+		if l.queue[0].records = first[n:]; n == len(first) {
+			l.queue = l.queue[1:]
+		}
+	}
+	l.rows -= len(l.batch)
+	b := &sink.Batch{Claim: l.claim, To: l.reached, LeaderEpoch: l.leaderEpoch, Records: l.batch}
+	l.flushing, l.since = time.Now(), time.Time{}
+	if l.rows > 0 {
+		b.To = l.batch[len(l.batch)-1].Offset + 1
+		l.since = l.queue[0].arrived
+	}
+	return b
+}
+
+// stored moves the lane on behind a batch. The bytes set free are returned, and whether the lane is to be resumed.
+func (l *lane) stored(b *sink.Batch) (bytes int64, resume bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.claim.Next, l.claim.LeaderEpoch = b.To, b.LeaderEpoch
+	l.flushing = time.Time{}
+	for i := range b.Records {
+		bytes += cost(&b.Records[i])
+	}
+	clear(b.Records)
+	bytes = min(bytes, l.bytes) // nothing is left to be freed where the lane was given up meanwhile
+	l.bytes -= bytes
+	l.oldest = -1
+	if len(l.queue) > 0 {
+		l.oldest = l.queue[0].records[0].Timestamp
+	}
+	resume = l.paused && l.bytes < l.share/2
+	l.paused = l.paused && !resume
+	return bytes, resume
+}
+
+// discard drops what is buffered and not stored, so that the lane ends where it is stored. It returns how many bytes that were.
+func (l *lane) discard() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bytes := l.bytes
+	l.queue, l.batch, l.rows, l.bytes = nil, nil, 0, 0
+	l.reached = l.claim.Next // else the position would move over what was dropped
+	l.since, l.flushing, l.oldest = time.Time{}, time.Time{}, -1
+	return bytes
+}
+
+// enter changes the phase, and says why.
+func (l *lane) enter(p phase, why string) {
+	l.mu.Lock()
+	l.phase, l.why = p, why
+	l.mu.Unlock()
+	l.signal()
+}
+
+// place puts the lane where a claim says. Nothing may be buffered.
+func (l *lane) place(c sink.Claim, p phase) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.claim, l.reached, l.leaderEpoch = c, c.Next, c.LeaderEpoch
+	l.phase, l.why, l.paused = p, "", false
+}
+
+// position is the offset of the first record not stored yet, or -1 while that isn't known.
+func (l *lane) position() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.claim.Next
+}
+
+func (l *lane) setShare(bytes int64) {
+	l.mu.Lock()
+	l.share = bytes
+	l.mu.Unlock()
+}

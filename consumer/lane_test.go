@@ -1,0 +1,196 @@
+package consumer
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"pgregory.net/rapid"
+
+	"auditsink/sink"
+)
+
+var wide = limits{rows: 1000, bytes: 1 << 20, interval: time.Second}
+
+func newTestLane(l limits) *lane {
+	lane := newLane(sink.Lane{Topic: "t"}, l)
+	lane.share = 1 << 30
+	lane.place(sink.Claim{LaneID: 1, Epoch: 1, Next: 0, LeaderEpoch: -1}, running)
+	return lane
+}
+
+func records(offsets ...int64) []*kgo.Record {
+	all := make([]*kgo.Record, len(offsets))
+	for i, o := range offsets {
+		all[i] = &kgo.Record{Offset: o, Value: []byte("0123456789"), Timestamp: time.UnixMilli(o)}
+	}
+	return all
+}
+
+func control(offset int64) *kgo.Record {
+	return &kgo.Record{Offset: offset, Attrs: kgo.RecordAttrs{}, Timestamp: time.UnixMilli(offset)}
+}
+
+// TestBatchIsDue by rows, by bytes, by age, and when draining.
+func TestBatchIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLane(limits{rows: 3, bytes: 1 << 20, interval: time.Second})
+		l.put(records(0, 1), time.Now())
+		began := time.Now()
+		b := l.next(t.Context())
+		require.Equal(t, time.Second, time.Since(began), "by age")
+		require.Len(t, b.Records, 2)
+		l.stored(b)
+
+		l.put(records(2, 3, 4, 5), time.Now())
+		began = time.Now()
+		b = l.next(t.Context())
+		require.Zero(t, time.Since(began), "by rows")
+		require.Len(t, b.Records, 3)
+		require.EqualValues(t, 5, b.To)
+		l.stored(b)
+
+		time.Sleep(700 * time.Millisecond) //nolint:forbidigo // the clock is synctest's
+		began = time.Now()
+		b = l.next(t.Context())
+		require.Equal(t, 300*time.Millisecond, time.Since(began), "what stayed behind is as old as it arrived")
+		l.stored(b)
+
+		l.put(records(6), time.Now())
+		l.enter(draining, "")
+		began = time.Now()
+		b = l.next(t.Context())
+		require.Zero(t, time.Since(began), "draining")
+		l.stored(b)
+		require.Nil(t, l.next(t.Context()))
+
+		l = newTestLane(limits{rows: 1000, bytes: 3 * (recordOverhead + 10), interval: time.Hour})
+		l.put(records(0, 1), time.Now())
+		go l.put(records(2, 3), time.Now())
+		b = l.next(t.Context())
+		require.Len(t, b.Records, 3, "by bytes")
+	})
+}
+
+func TestHolesAndControlRecordsMoveThePosition(t *testing.T) {
+	l := newTestLane(wide)
+	l.put(records(2, 5), time.Now())
+	l.enter(draining, "")
+	b := l.next(t.Context())
+	require.EqualValues(t, 0, b.Claim.Next, "a batch continues the position, and not its first record")
+	require.EqualValues(t, 6, b.To)
+}
+
+func TestPausedOverItsShareAndResumedBelowHalf(t *testing.T) {
+	l := newTestLane(limits{rows: 2, bytes: 1 << 20, interval: time.Hour})
+	one := int64(recordOverhead + 10)
+	l.setShare(4 * one)
+	_, bytes, pause := l.put(records(0, 1, 2, 3), time.Now())
+	require.Equal(t, 4*one, bytes)
+	require.False(t, pause)
+	_, _, pause = l.put(records(4), time.Now())
+	require.True(t, pause)
+	_, _, pause = l.put(records(5), time.Now())
+	require.False(t, pause, "paused already")
+	freed, resume := l.stored(l.next(t.Context()))
+	require.Equal(t, 2*one, freed)
+	require.False(t, resume, "4 of 4 left")
+	_, resume = l.stored(l.next(t.Context()))
+	require.False(t, resume, "2 of 4 left")
+	_, resume = l.stored(l.next(t.Context()))
+	require.True(t, resume, "none left")
+}
+
+// TestWhatIsDroppedStaysAhead: the position must not move over records that were dropped, whatever comes after.
+func TestWhatIsDroppedStaysAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLane(wide)
+		l.put(records(0, 1, 2), time.Now())
+		l.discard()
+		_, due := l.due(time.Now().Add(time.Hour))
+		require.False(t, due)
+		l.enter(draining, "")
+		require.Nil(t, l.next(t.Context()))
+	})
+}
+
+func TestRecordsForALaneThatDoesNotRunAreDropped(t *testing.T) {
+	for _, p := range []phase{waiting, draining, halted} {
+		l := newTestLane(wide)
+		l.enter(p, "")
+		rows, bytes, pause := l.put(records(0, 1), time.Now())
+		require.Zero(t, rows)
+		require.Zero(t, bytes)
+		require.False(t, pause)
+	}
+}
+
+// TestLaneModel drives a lane at random: what is stored is what was put, in order, once, and the position is never beyond a record
+// that isn't stored.
+func TestLaneModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		l := newTestLane(limits{rows: rapid.IntRange(1, 5).Draw(t, "rows"), bytes: rapid.Int64Range(1, 2000).Draw(t, "bytes"), interval: time.Millisecond})
+		l.setShare(rapid.Int64Range(2, 5000).Draw(t, "share"))
+		var log, stored []int64 // offsets of all records in the broker, and of those stored
+		end, fetched := int64(0), int64(0)
+		now := time.Unix(0, 0)
+		t.Repeat(map[string]func(*rapid.T){
+			"produce": func(t *rapid.T) {
+				end += rapid.Int64Range(0, 2).Draw(t, "hole")
+				log = append(log, end)
+				end++
+			},
+			"fetch": func(t *rapid.T) {
+				var batch []int64
+				for _, o := range log {
+					if o >= fetched && len(batch) < 4 {
+						batch = append(batch, o)
+					}
+				}
+				if len(batch) == 0 {
+					t.Skip()
+				}
+				l.put(records(batch...), now)
+				fetched = batch[len(batch)-1] + 1
+			},
+			"store": func(t *rapid.T) {
+				now = now.Add(time.Second)
+				l.mu.Lock()
+				_, due := l.due(now)
+				if !due {
+					l.mu.Unlock()
+					t.Skip()
+				}
+				b := l.cut()
+				l.mu.Unlock()
+				if rapid.Bool().Draw(t, "refused") { // fenced: drop, claim again, fetch from the position
+					l.enter(waiting, "")
+					l.discard()
+					c := b.Claim
+					c.Epoch++
+					l.place(c, running)
+					fetched = c.Next
+					return
+				}
+				for _, r := range b.Records {
+					stored = append(stored, r.Offset)
+				}
+				l.stored(b)
+			},
+			"": func(t *rapid.T) {
+				position := l.position()
+				var want []int64
+				for _, o := range log {
+					if o < position {
+						want = append(want, o)
+					}
+				}
+				require.Equal(t, want, stored)
+				require.GreaterOrEqual(t, l.bytes, int64(0))
+				require.Equal(t, l.rows == 0, len(l.queue) == 0)
+			},
+		})
+	})
+}

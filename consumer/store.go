@@ -1,0 +1,125 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
+
+	"auditsink/sink"
+)
+
+// store is a lane's goroutine: batch after batch into Postgres, until the lane ends.
+func (c *Consumer) store(ctx context.Context, l *lane) {
+	for {
+		batch := l.next(ctx)
+		if batch == nil {
+			return
+		}
+		_, err := c.sink.Append(ctx, batch)
+		if err == nil {
+			bytes, resume := l.stored(batch)
+			c.metrics.BufferedBytes.Sub(float64(bytes))
+			if resume {
+				c.client.ResumeFetchPartitions(l.partition())
+			}
+			continue
+		}
+		if ctx.Err() != nil || !c.recover(ctx, l, err) {
+			return
+		}
+	}
+}
+
+// recover goes on after a batch was refused, and reports whether the lane lives on.
+func (c *Consumer) recover(ctx context.Context, l *lane, refusal error) bool {
+	var fenced *sink.FencedError
+	var moved *sink.MovedError
+	var halt *sink.HaltError
+	switch {
+	case errors.As(refusal, &fenced), errors.As(refusal, &moved):
+		return c.reclaim(ctx, l, refusal)
+	case errors.As(refusal, &halt):
+		c.halt(l, refusal)
+		l.mu.Lock()
+		claim := l.claim
+		l.mu.Unlock()
+		if err := c.sink.Halt(ctx, claim); err != nil {
+			c.log.Warn("the halt is not on record in the database", zap.Stringer("lane", l.id), zap.Error(err))
+		}
+		return false
+	}
+	c.fail(refusal)
+	return false
+}
+
+// reclaim drops what is buffered and, if the lane is still ours, continues from where Postgres says. A worker that was cut off learns from
+// its heartbeats that the lane has gone; so two of them must have been answered, for the first may have been on its way already.
+func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
+	c.log.Warn("lane lost its claim or its place: dropping what is buffered", zap.Stringer("lane", l.id), zap.Error(why))
+	l.mu.Lock()
+	ending := l.phase == draining
+	l.mu.Unlock()
+	if ending {
+		return false
+	}
+	l.enter(waiting, why.Error())
+	c.metrics.BufferedBytes.Sub(float64(l.discard()))
+	for since := c.beats.Load(); c.beats.Load() < since+2; {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	claim, err := c.claimLane(ctx, l)
+	if err != nil {
+		if refused := (*sink.RefusedError)(nil); errors.As(err, &refused) {
+			c.halt(l, err)
+		} else if ctx.Err() == nil {
+			c.fail(err)
+		}
+		return false
+	}
+	l.place(claim, waiting)
+	c.log.Info("lane claimed again", zap.Stringer("lane", l.id), zap.Int64("epoch", claim.Epoch), zap.Int64("position", claim.Next))
+	c.moves <- l
+	c.interrupt()
+	return true
+}
+
+// commit tells Kafka the positions, for lag display and other tools: we never read them again for a lane that Postgres knows.
+func (c *Consumer) commit(ctx context.Context) {
+	c.committing.Lock()
+	defer c.committing.Unlock()
+	offsets := map[string]map[int32]kgo.EpochOffset{}
+	var lanes []*lane
+	for _, l := range c.ownLanes() {
+		l.mu.Lock()
+		// A lane that waits for its claim knows no position of its own.
+		if l.claim.Epoch > 0 && l.phase != waiting && l.claim.Next != l.committed {
+			if offsets[l.id.Topic] == nil {
+				offsets[l.id.Topic] = map[int32]kgo.EpochOffset{}
+			}
+			offsets[l.id.Topic][l.id.Partition] = kgo.EpochOffset{Epoch: l.claim.LeaderEpoch, Offset: l.claim.Next}
+			lanes = append(lanes, l)
+		}
+		l.mu.Unlock()
+	}
+	if len(lanes) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := c.commitOffsets(ctx, offsets); err != nil {
+		c.log.Warn("offsets not committed to Kafka, trying again: nothing is lost, its lag display is behind", zap.Error(err))
+		return
+	}
+	for _, l := range lanes {
+		l.mu.Lock()
+		l.committed = offsets[l.id.Topic][l.id.Partition].Offset
+		l.mu.Unlock()
+	}
+}
