@@ -140,6 +140,7 @@ func TestLoadProblems(t *testing.T) {
 		"name without TLS":  {map[string]string{"AUDITSINK_KAFKA_TLS_SERVER_NAME": "n"}, nil, "AUDITSINK_KAFKA_TLS_SERVER_NAME", "n", "no effect", "AUDITSINK_KAFKA_TLS=true"},
 		"SASL without user": {map[string]string{"AUDITSINK_KAFKA_SASL_MECHANISM": "PLAIN", "AUDITSINK_KAFKA_SASL_PASSWORD": "p"}, nil, "AUDITSINK_KAFKA_SASL_USERNAME", "", "is not set", "user"},
 		"without password":  {map[string]string{"AUDITSINK_KAFKA_SASL_MECHANISM": "PLAIN", "AUDITSINK_KAFKA_SASL_USERNAME": "u"}, nil, "AUDITSINK_KAFKA_SASL_PASSWORD", "", "is not set", "_FILE"},
+		"password's file":   {map[string]string{"AUDITSINK_KAFKA_SASL_MECHANISM": "PLAIN", "AUDITSINK_KAFKA_SASL_USERNAME": "u", "AUDITSINK_KAFKA_SASL_PASSWORD_FILE": missing}, nil, "AUDITSINK_KAFKA_SASL_PASSWORD_FILE", missing, "no such file", "may read"},
 		"without mechanism": {map[string]string{"AUDITSINK_KAFKA_SASL_USERNAME": "u"}, nil, "AUDITSINK_KAFKA_SASL_MECHANISM", "", "is not set", "SCRAM-SHA-256"},
 		"mechanism":         {map[string]string{"AUDITSINK_KAFKA_SASL_MECHANISM": "plain", "AUDITSINK_KAFKA_SASL_USERNAME": "u"}, nil, "AUDITSINK_KAFKA_SASL_MECHANISM", "plain", "not allowed", "PLAIN, SCRAM-SHA-256"},
 

@@ -14,7 +14,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 
-	"auditsink/internal/postgres"
 	"auditsink/sink"
 )
 
@@ -129,15 +128,13 @@ func (c *Consumer) claimLane(ctx context.Context, l *lane) (claim sink.Claim, fi
 		if err == nil {
 			return nil
 		}
-		if refused := (*sink.RefusedError)(nil); errors.As(err, &refused) {
+		var refused *sink.RefusedError
+		var fatal *sink.FatalError
+		if errors.As(err, &refused) || errors.As(err, &fatal) {
 			final = err
 			return nil
 		}
-		if class := postgres.Classify(err); class != postgres.Transient {
-			final = postgres.Explain(err)
-			return nil
-		}
-		l.enter(waiting, postgres.Explain(err).Error())
+		l.enter(waiting, err.Error())
 		return err
 	})
 	if !ok {

@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/zap"
 
+	"auditsink/internal/kafka"
 	"auditsink/metrics"
 	"auditsink/sink"
 )
@@ -86,14 +87,14 @@ type Consumer struct {
 	stores  sync.WaitGroup
 }
 
-// New makes the group member, which joins at once. kafka are the client's options: brokers, security and topics. Run must follow.
-func New(opts Options, kafka []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger) (*Consumer, error) {
+// New makes the group member, which joins at once. client are the options of brokers, security and topics. Run must follow.
+func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger) (*Consumer, error) {
 	c := &Consumer{
 		opts: opts, sink: s, metrics: m, log: log,
 		lanes: map[laneKey]*lane{}, moves: make(chan *lane, 1024), failed: make(chan error, 1),
 	}
 	c.running, c.stop = context.WithCancel(context.Background())
-	client, err := kgo.NewClient(append(kafka,
+	member, err := kgo.NewClient(append(client,
 		kgo.ConsumerGroup(opts.Group),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.DisableAutoCommit(),
@@ -117,7 +118,7 @@ func New(opts Options, kafka []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *z
 	if err != nil {
 		return nil, fmt.Errorf("make the Kafka client: %w", err)
 	}
-	c.client, c.admin = client, kadm.NewClient(client)
+	c.client, c.admin = member, kadm.NewClient(member)
 	return c, nil
 }
 
@@ -176,7 +177,7 @@ func (c *Consumer) poll(ctx context.Context) error {
 		default:
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // told to stop, which is no failure
 		}
 		if fetches.IsClientClosed() {
 			return errors.New("the Kafka client was closed")
@@ -204,6 +205,10 @@ func (c *Consumer) deliver(p kgo.FetchTopicPartition) {
 // fetchFailed deals with an error of the broker for one lane. What passes by itself the client does not report.
 func (c *Consumer) fetchFailed(l *lane, p kgo.FetchTopicPartition) {
 	if errors.Is(p.Err, context.Canceled) || errors.Is(p.Err, context.DeadlineExceeded) || errors.Is(p.Err, kgo.ErrClientClosed) {
+		return
+	}
+	if l == nil && kafka.Fatal(p.Err) { // of the whole group: it may not be joined, or the credentials are no longer taken
+		c.fail(fmt.Errorf("consume as group %q: %w", c.opts.Group, p.Err))
 		return
 	}
 	if l == nil {

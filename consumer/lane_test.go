@@ -29,10 +29,6 @@ func records(offsets ...int64) []*kgo.Record {
 	return all
 }
 
-func control(offset int64) *kgo.Record {
-	return &kgo.Record{Offset: offset, Attrs: kgo.RecordAttrs{}, Timestamp: time.UnixMilli(offset)}
-}
-
 // TestBatchIsDue by rows, by bytes, by age, and when draining.
 func TestBatchIsDue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -74,7 +70,7 @@ func TestBatchIsDue(t *testing.T) {
 	})
 }
 
-func TestHolesAndControlRecordsMoveThePosition(t *testing.T) {
+func TestHolesMoveThePosition(t *testing.T) {
 	l := newTestLane(wide)
 	l.put(records(2, 5), time.Now())
 	l.enter(draining, "")

@@ -38,7 +38,7 @@ type TableError struct {
 // Error names the table and says what it probably is.
 func (e *TableError) Error() string {
 	if e.Partitioned {
-		return fmt.Sprintf("table %s exists but was not created by auditsink: use another database or schema", e.Table)
+		return fmt.Sprintf("table %s was not created by auditsink, or the search_path puts another schema before it: use another database or schema", e.Table)
 	}
 	return fmt.Sprintf("table %s is not partitioned: it is the replaced system's and can't be used yet; use another database or schema", e.Table)
 }

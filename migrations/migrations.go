@@ -7,6 +7,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -98,9 +99,9 @@ func Status(ctx context.Context, url string) ([]Migration, error) {
 	for i := range all {
 		all[i].AppliedAt = at[all[i].Version]
 	}
-	for version := Version() + 1; version <= found.version; version++ {
-		if when, ok := at[version]; ok {
-			all = append(all, Migration{Version: version, AppliedAt: when})
+	for _, version := range slices.Sorted(maps.Keys(at)) {
+		if version > Version() {
+			all = append(all, Migration{Version: version, AppliedAt: at[version]})
 		}
 	}
 	return all, nil
@@ -132,12 +133,11 @@ func known() []Migration {
 // prepare makes a new session ready for goose, before which it touches nothing: not even for goose's own table. The lock is
 // held until the session ends.
 func prepare(ctx context.Context, conn *pgx.Conn) error {
-	err := vet(ctx, conn)
-	if err != nil {
-		// pgx's stdlib leaves the connection open, and with it the lock held.
-		conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing was written, and err says more
+	if err := vet(ctx, conn); err != nil {
+		// pgx's stdlib would leave the connection open, and with it the lock held.
+		return errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
 	}
-	return err
+	return nil
 }
 
 func vet(ctx context.Context, conn *pgx.Conn) error {
@@ -155,14 +155,11 @@ func vet(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	var version *VersionError
-	switch err := found.check(); {
-	case errors.Is(err, ErrNoSchema):
-		return tryCreate(ctx, conn)
-	case errors.As(err, &version) && !version.Newer():
-		return nil
-	default:
-		return err
+	err = found.check()
+	if errors.Is(err, ErrNoSchema) || errors.As(err, &version) && !version.Newer() {
+		return nil // there is something to apply
 	}
+	return err
 }
 
 var errLocked = errors.New("another process is applying migrations")
@@ -183,18 +180,4 @@ func acquire(ctx context.Context, conn *pgx.Conn) error {
 		return struct{}{}, nil
 	}, backoff.WithBackOff(pace), backoff.WithMaxElapsedTime(patience))
 	return err
-}
-
-// tryCreate creates a table and takes it back. A standby, a read-only default, a missing schema or privilege shows at once;
-// goose would try for seconds.
-func tryCreate(ctx context.Context, conn *pgx.Conn) error {
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return fmt.Errorf("try to create a table: %w", err)
-	}
-	_, err = tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS `+versionTable+` ()`)
-	if err := errors.Join(err, tx.Rollback(ctx)); err != nil {
-		return fmt.Errorf("try to create a table: %w", err)
-	}
-	return nil
 }

@@ -345,6 +345,17 @@ func TestSomebodyElsesAuditLogIsLeftAlone(t *testing.T) {
 				require.ErrorAs(t, Check(t.Context(), conn), &table)
 			})
 		}
+
+		t.Run("ours, but not in the current schema", func(t *testing.T) {
+			db := migrated(t, version)
+			conn := connect(t, db)
+			exec(t, conn, `CREATE SCHEMA mine`)
+			before := relations(t, conn)
+			_, err := Apply(t.Context(), with(t, db, "search_path", "mine, public"))
+			var table *TableError
+			require.ErrorAs(t, err, &table)
+			require.Equal(t, before, relations(t, conn))
+		})
 	})
 }
 
@@ -360,20 +371,20 @@ func TestCheck(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, Check(t.Context(), conn))
 
-		exec(t, conn, `INSERT INTO audit_schema_version (version_id, is_applied) VALUES (99, true)`)
+		exec(t, conn, `INSERT INTO audit_schema_version (version_id, is_applied) VALUES (20990101000000, true)`)
 		for _, check := range []func() error{
 			func() error { return Check(t.Context(), conn) },
 			func() error { _, err := Apply(t.Context(), db); return err },
 		} {
 			var differs *VersionError
 			require.ErrorAs(t, check(), &differs)
-			require.Equal(t, VersionError{Database: 99, Binary: Version()}, *differs)
+			require.Equal(t, VersionError{Database: 20990101000000, Binary: Version()}, *differs)
 			require.True(t, differs.Newer())
 			require.ErrorContains(t, differs, "upgrade the binary")
 		}
 		status, err := Status(t.Context(), db)
 		require.NoError(t, err)
-		require.Equal(t, int64(99), status[len(status)-1].Version)
+		require.Equal(t, int64(20990101000000), status[len(status)-1].Version)
 		require.Empty(t, status[len(status)-1].Name)
 
 		exec(t, conn, `DELETE FROM audit_schema_version WHERE version_id >= $1`, Version())

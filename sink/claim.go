@@ -12,11 +12,11 @@ import (
 )
 
 // Claim raises the lane's epoch, so that whoever held it before can store nothing any more, and returns the position.
-// Errors: [ErrUnregistered], [*RefusedError], else the database's.
+// Errors: [ErrUnregistered], [*RefusedError], [*FatalError]; any other passes by itself.
 func (s *Sink) Claim(ctx context.Context, lane Lane, group, owner string) (Claim, error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return Claim{}, err
+		return Claim{}, settled(err)
 	}
 	defer conn.Release()
 	c := Claim{}
@@ -33,16 +33,24 @@ func (s *Sink) Claim(ctx context.Context, lane Lane, group, owner string) (Claim
 		if postgres.IsReadOnly(err) {
 			conn.Conn().Close(ctx) //nolint:errcheck,gosec // it is dropped for being of no use; the refusal is what gets reported
 		}
-		return Claim{}, fmt.Errorf("claim lane %s: %w", lane, err)
+		return Claim{}, settled(fmt.Errorf("claim lane %s: %w", lane, err))
 	}
 	return Claim{}, unclaimable(ctx, conn.Conn(), lane, group)
+}
+
+// settled explains an error, and makes one that doesn't pass by itself fatal.
+func settled(err error) error {
+	if postgres.Classify(err) == postgres.Transient {
+		return postgres.Explain(err)
+	}
+	return &FatalError{postgres.Explain(err)}
 }
 
 // unclaimable finds out why no row of audit_lane is ours.
 func unclaimable(ctx context.Context, conn *pgx.Conn, lane Lane, group string) error {
 	rows, err := conn.Query(ctx, `SELECT topic_id, consumer_group FROM audit_lane WHERE topic = $1 AND partition = $2`, lane.Topic, lane.Partition)
 	if err != nil {
-		return fmt.Errorf("look for lane %s: %w", lane, err)
+		return settled(fmt.Errorf("look for lane %s: %w", lane, err))
 	}
 	refused := ErrUnregistered
 	var id pgtype.UUID
@@ -60,7 +68,7 @@ func unclaimable(ctx context.Context, conn *pgx.Conn, lane Lane, group string) e
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("look for lane %s: %w", lane, err)
+		return settled(fmt.Errorf("look for lane %s: %w", lane, err))
 	}
 	return refused
 }
@@ -76,11 +84,11 @@ type Start struct {
 
 // Register makes the lanes of a topic known, all that it has now, in one transaction. Those already known stay as they are. Where the topic was
 // known before, a new lane is a partition that was added to it since, and so begins at the start of its log, whatever its Offset
-// says. A lane that begins above the start of its log leaves a gap on record, so that history is never skipped unseen.
+// says. A lane that begins above the start of its log leaves a gap on record, so that history is never skipped unseen. Errors: as of Claim.
 func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, group string, starts []Start) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return err
+		return settled(err)
 	}
 	defer conn.Release()
 	gaps := 0
@@ -122,7 +130,7 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("register the lanes of topic %q: %w", topic, err)
+		return settled(fmt.Errorf("register the lanes of topic %q: %w", topic, err))
 	}
 	s.metrics.Gaps.Add(float64(gaps))
 	return nil

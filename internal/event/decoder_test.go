@@ -27,6 +27,24 @@ func copied(row *Row) *Row {
 	return &c
 }
 
+// everyColumn is a member for each optional column, with a value that is not its default, and one for the details.
+const everyColumn = `"ttl":"\u0031d","principalId":"p","organizationId":"o","targetResourceType":"t","targetResourceId":"i",` +
+	`"outcomeDescription":"d","correlationId":"c","eventVersion":"2","dataClassification":"PHI","retentionPolicy":2555,` +
+	`"processingLatency":7,"archivedAt":"2026-11-15T10:30:00Z","x":1`
+
+// TestNothingIsLeftOver takes the least event after one that fills every column, and after one refused late.
+func TestNothingIsLeftOver(t *testing.T) {
+	least := `{"timestamp":"2026-11-15T10:30:00.000Z","action":"a","status":"success"}`
+	want := copied(taken(t, least))
+	for _, before := range []string{with(everyColumn), with(everyColumn + `,"hash":"` + strings.Repeat("0", 64) + `"`), with(everyColumn + `,"ttl":1`)} {
+		d := NewDecoder(rules)
+		d.Take(&Record{Timestamp: clock.UnixMilli(), Value: []byte(before)}, clock)
+		row, q := d.Take(&Record{Timestamp: clock.UnixMilli(), Value: []byte(least)}, clock)
+		require.Nil(t, q)
+		require.Equal(t, want, copied(row))
+	}
+}
+
 // TestDirtyDecoder takes the corpus in random order by one decoder: each answer is what a fresh one gives.
 func TestDirtyDecoder(t *testing.T) {
 	signed := rules
@@ -41,7 +59,7 @@ func TestDirtyDecoder(t *testing.T) {
 	for _, f := range faulty {
 		values = append(values, with(f.members))
 	}
-	values = append(values, strings.Repeat("[", 1000), with(`"x":{`+numbered(100, `"k1":0`)+`}`), with(`"\u0061":"\u0062"`))
+	values = append(values, with(everyColumn), strings.Repeat("[", 1000), with(`"x":{`+numbered(100, `"k1":0`)+`}`), with(`"\u0061":"\u0062"`))
 	rapid.Check(t, func(t *rapid.T) {
 		dirty := NewDecoder(signed)
 		for _, value := range rapid.SliceOfN(rapid.SampledFrom(values), 1, 20).Draw(t, "values") {

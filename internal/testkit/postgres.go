@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
 	"os"
@@ -103,6 +104,9 @@ func (s *PostgresServer) create(ctx context.Context) error {
 		args = append(args, "--auth=scram-sha-256", "--pwfile="+file)
 	}
 	if err := run(s.command(ctx, "initdb", args...)); err != nil {
+		if s.account != nil && errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("user nobody, who runs PostgreSQL for root, must be able to pass through %s: set TMPDIR to a folder where that is so: %w", s.place.dir, err)
+		}
 		return fmt.Errorf("make a database cluster: %w", err)
 	}
 	if files := s.options.Certificates; files != nil {

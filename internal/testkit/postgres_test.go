@@ -30,12 +30,12 @@ func TestPostgresVersions(t *testing.T) {
 func TestPostgresDatabaseGoesWithItsTest(t *testing.T) {
 	var used string
 	var open *pgx.Conn // its session goes too
-	t.Run("user", func(t *testing.T) {
+	require.True(t, t.Run("user", func(t *testing.T) {
 		used = Postgres(t, 15)
 		var err error
 		open, err = pgx.Connect(t.Context(), used)
 		require.NoError(t, err)
-	})
+	}))
 	require.Error(t, open.Ping(t.Context()))
 	require.NoError(t, open.Close(t.Context()))
 	_, err := pgx.Connect(t.Context(), used)

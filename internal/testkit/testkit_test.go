@@ -136,11 +136,16 @@ func TestServersDieWithTheProcess(t *testing.T) {
 		require.NoError(t, os.WriteFile(os.Getenv(marker), line, 0o600))
 		<-t.Context().Done() // until killed
 	}
-	file := filepath.Join(t.TempDir(), "pids")
+	// In a test bed of its own, since another test process would sweep the folders of the dead, and a
+	// Postgres without its folder ends some day by itself.
+	place, err := newPlace(t.Context(), "victim")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, place.release()) })
+	file := filepath.Join(place.dir, "pids")
 	self, err := os.Executable()
 	require.NoError(t, err)
 	victim := exec.CommandContext(t.Context(), self, "-test.run=^TestServersDieWithTheProcess$")
-	victim.Env = append(os.Environ(), marker+"="+file)
+	victim.Env = append(os.Environ(), marker+"="+file, "TMPDIR="+place.dir)
 	require.NoError(t, victim.Start())
 	var pids []int
 	require.Eventually(t, func() bool {

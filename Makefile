@@ -1,0 +1,48 @@
+# What a developer does. The Go tool alone is enough for build and dev; test brings PostgreSQL 18 and
+# Kafka by itself and says which Debian packages it misses (.ci/run installs them).
+
+GO       ?= go
+BENCH    ?=
+FUZZTIME ?= 30s
+TIMEOUT  ?= 30m
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TOOL    := $(GO) tool -modfile=internal/tools/go.mod
+
+.DEFAULT_GOAL := help
+.PHONY: help build dev test lint fmt tidy tidy-check bench fuzz
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/auditsink, a static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/auditsink ./cmd/auditsink
+
+dev: ## Run everything on this machine, with an embedded broker and database
+	$(GO) run ./cmd/auditsink dev
+
+test: ## Run every test with the race detector, on real servers
+	$(GO) test -race -shuffle=on -p 2 -timeout $(TIMEOUT) ./...
+
+lint: ## Run the linters (the first time builds them, which takes minutes)
+	$(TOOL) golangci-lint run
+
+fmt: ## Format the code
+	$(TOOL) golangci-lint fmt
+
+tidy: ## Bring go.mod and go.sum up to date
+	$(GO) mod tidy
+
+tidy-check: ## Fail when go.mod or go.sum is not up to date
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+bench: ## Run the benchmark; BENCH='…' are its arguments
+	$(GO) run ./internal/bench $(BENCH)
+
+fuzz: ## Run each fuzz test for FUZZTIME (30s)
+	@set -e; grep -rEoH --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | \
+	while IFS=: read -r file function; do \
+		echo "$${function#func } in $$(dirname "$$file")"; \
+		$(GO) test -run '^$$' -fuzz "^$${function#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null; \
+	done

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"auditsink/config"
+	"auditsink/internal/kafka"
+)
+
+func newConfigCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check the settings, or list those there are",
+	}
+	cmd.AddCommand(
+		&cobra.Command{
+			Use:   "check",
+			Short: "Check the settings of the environment and print them, secrets hidden",
+			Args:  cobra.NoArgs,
+			RunE:  func(cmd *cobra.Command, _ []string) error { return checkConfig(cmd.OutOrStdout()) },
+		},
+		&cobra.Command{
+			Use:   "reference",
+			Short: "Print the table of all settings, in Markdown",
+			Args:  cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				_, err := io.WriteString(cmd.OutOrStdout(), config.Reference())
+				return err
+			},
+		},
+	)
+	return cmd
+}
+
+// checkConfig loads the settings for all needs and opens the files they name, but connects to nothing.
+func checkConfig(out io.Writer) error {
+	cfg, err := config.Load(config.Kafka, config.Topics, config.Postgres)
+	if err != nil {
+		return err
+	}
+	if _, err := kafka.Options(cfg, zap.NewNop()); err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, s := range cfg.Settings() {
+		_, werr := fmt.Fprintf(table, "%s\t%s\n", s.Variable, s.Value)
+		err = errors.Join(err, werr)
+	}
+	return errors.Join(err, table.Flush())
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"auditsink/config"
+)
+
+func newRunCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run a worker: take events from Kafka and store them, until SIGTERM",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(config.Kafka, config.Topics, config.Postgres)
+			if err != nil {
+				return err
+			}
+			log, err := newLogger(cfg)
+			if err != nil {
+				return err
+			}
+			defer log.Sync() //nolint:errcheck // standard error has nothing to sync
+			return runWorker(cmd.Context(), cfg, log, func(addr string) {
+				log.Info("answering HTTP", zap.String("metrics", "http://"+addr+"/metrics"))
+			})
+		},
+	}
+}
+
+// newLogger logs to standard error as the settings say.
+func newLogger(cfg config.Config) (*zap.Logger, error) {
+	z := zap.NewProductionConfig()
+	if cfg.LogFormat == "console" {
+		z = zap.NewDevelopmentConfig()
+		z.Development = false
+	}
+	level, err := zapcore.ParseLevel(cfg.LogLevel)
+	if err != nil {
+		return nil, fmt.Errorf("make the log: %w", err)
+	}
+	z.Level.SetLevel(level)
+	z.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	z.DisableStacktrace = true
+	log, err := z.Build()
+	if err != nil {
+		return nil, fmt.Errorf("make the log: %w", err)
+	}
+	return log, nil
+}

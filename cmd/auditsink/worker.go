@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"auditsink/config"
+	"auditsink/consumer"
+	"auditsink/internal/event"
+	"auditsink/internal/kafka"
+	"auditsink/internal/postgres"
+	"auditsink/internal/server"
+	"auditsink/metrics"
+	"auditsink/migrations"
+	"auditsink/partitions"
+	"auditsink/sink"
+)
+
+// partitionsInterval is how often the coming table partitions are ensured.
+const partitionsInterval = time.Hour
+
+// runWorker runs one worker until ctx ends and it has shut down cleanly, or until something happens that it can't live with. ready is told the
+// HTTP address as soon as it is answering.
+func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready func(httpAddr string)) error {
+	// What the worker is built of outlives ctx until the consumer has shut down.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+
+	m := metrics.New(version, event.Reasons())
+	state := &readiness{}
+	state.set("starting")
+	http, err := server.Listen(ctx, cfg.HTTPAddr, m.Handler(), state.ready)
+	if err != nil {
+		return err
+	}
+	ingest, maintenance, err := workerPools(life, cfg, m)
+	if err != nil {
+		return err
+	}
+	defer ingest.Close()
+	if maintenance != ingest {
+		defer maintenance.Close()
+	}
+
+	group, life := errgroup.WithContext(life)
+	group.Go(func() error { return http.Serve(life) })
+	ready(http.Addr())
+	group.Go(func() error {
+		defer end()
+		err := prepare(ctx, cfg, log, ingest, maintenance, m, state)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil // told to stop before it began
+			}
+			return err
+		}
+		group.Go(func() error { return keepPartitions(life, cfg, maintenance, m, log) })
+		return consume(ctx, cfg, log, ingest, maintenance, m, state)
+	})
+	return group.Wait()
+}
+
+// prepare waits for Postgres and the brokers, and checks that schema, table partitions and topics are there.
+func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, m *metrics.Metrics, state *readiness) error {
+	state.set("waiting for Postgres")
+	if err := awaitDatabase(ctx, cfg, ingest, log); err != nil {
+		return err
+	}
+	if err := migrations.Check(ctx, ingest.Pool); err != nil {
+		return postgres.Explain(err)
+	}
+	if maintenance != ingest {
+		if err := awaitDatabase(ctx, cfg, maintenance, log); err != nil {
+			return err
+		}
+	}
+	if err := ensurePartitions(ctx, cfg, maintenance, m); err != nil {
+		return postgres.Explain(err)
+	}
+	state.set("waiting for Kafka")
+	return awaitTopics(ctx, cfg, log)
+}
+
+// awaitTopics waits without end for a broker to answer, and then requires the topics.
+func awaitTopics(ctx context.Context, cfg config.Config, log *zap.Logger) error {
+	opts, err := kafka.Options(cfg, log)
+	if err != nil {
+		return err
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return fmt.Errorf("make the Kafka client: %w", err)
+	}
+	defer client.Close()
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := kafka.CheckTopics(attempt, kadm.NewClient(client), cfg.KafkaTopics)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if err = kafka.Explain(err, cfg); kafka.Fatal(err) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		log.Warn("waiting for Kafka", zap.Error(err))
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// consume runs the group member until ctx ends, and bounds how long it takes to stop after that.
+func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, m *metrics.Metrics, state *readiness) error {
+	opts, err := kafka.Options(cfg, log)
+	if err != nil {
+		return err
+	}
+	rules := event.Rules{
+		MaxBytes: int(cfg.EventMaxBytes), Horizon: horizon(cfg), SignatureKey: []byte(cfg.EventSignatureKey.Reveal()),
+	}
+	s := sink.New(ingest, rules, lateMonths(cfg, maintenance, m), m, log)
+	member, err := consumer.New(consumer.Options{
+		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
+		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
+		BufferBytes: int64(cfg.BufferBytes), DrainTimeout: min(cfg.ShutdownTimeout*2/3, 20*time.Second),
+	}, append(opts, kafka.ConsumeTopics(cfg.KafkaTopics)...), s, m, log)
+	if err != nil {
+		return err
+	}
+	state.follow(member.Ready)
+	log.Info("worker started", zap.String("group", cfg.KafkaGroup), zap.Strings("topics", cfg.KafkaTopics), zap.String("version", version))
+
+	done := make(chan error, 1)
+	go func() { done <- member.Run(ctx) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		log.Info("stopping: storing what is buffered")
+		select {
+		case err = <-done:
+		case <-time.After(cfg.ShutdownTimeout):
+			return fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout)
+		}
+	}
+	if err != nil {
+		return kafka.Explain(err, cfg)
+	}
+	log.Info("worker stopped")
+	return nil
+}
+
+func horizon(cfg config.Config) time.Duration {
+	return time.Duration(cfg.RetentionHorizonDays) * 24 * time.Hour
+}
+
+// owner names this process in audit_lane.
+func owner() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s/%d", host, os.Getpid())
+}
+
+// lateMonths makes table partitions on demand, for late events.
+func lateMonths(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.EnsureFunc {
+	return func(ctx context.Context, months []time.Time) ([]time.Time, error) {
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), months)
+		var refused *partitions.RangeError
+		if errors.As(err, &refused) {
+			return refused.Refused, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		return nil, countPartitions(ctx, pool, m)
+	}
+}
+
+// keepPartitions ensures the coming table partitions for as long as the worker lives.
+func keepPartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) error {
+	tick := time.NewTicker(partitionsInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			// Months are left before a failure matters, and the next hour tries again.
+			if err := ensurePartitions(ctx, cfg, pool, m); err != nil && ctx.Err() == nil {
+				log.Error("table partitions not ensured, trying again in an hour", zap.Error(postgres.Explain(err)))
+			}
+		}
+	}
+}
+
+func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) error {
+	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), cfg.PartitionAhead); err != nil {
+		return fmt.Errorf("ensure the table partitions: %w", err)
+	}
+	return countPartitions(ctx, pool, m)
+}
+
+func countPartitions(ctx context.Context, pool *postgres.Pool, m *metrics.Metrics) error {
+	all, err := partitions.List(ctx, pool.Pool)
+	if err != nil {
+		return fmt.Errorf("list the table partitions: %w", err)
+	}
+	m.TablePartitions.Set(float64(len(all)))
+	m.PartitionsReadyUntil.Set(float64(partitions.ReadyUntil(time.Now(), all).Unix()))
+	return nil
+}
+
+// readiness is what /readyz says. It is set while the worker starts, and the consumer's own word after that.
+type readiness struct{ check atomic.Pointer[func() error] }
+
+func (r *readiness) set(why string) { r.follow(func() error { return errors.New(why) }) }
+
+func (r *readiness) follow(check func() error) { r.check.Store(&check) }
+
+func (r *readiness) ready() error { return (*r.check.Load())() }
