@@ -143,6 +143,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 	return err
 }
 
+// Abandon makes Run return without storing what is buffered. Nothing is lost: it is read again from the positions.
+func (c *Consumer) Abandon() { c.stop() }
+
 // every calls what each interval until the consumer stops.
 func (c *Consumer) every(interval time.Duration, what func(context.Context)) {
 	tick := time.NewTicker(interval)

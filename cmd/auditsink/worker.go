@@ -52,6 +52,9 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 	}
 
 	group, life := errgroup.WithContext(life)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	context.AfterFunc(life, stop) // what ends one part ends all
 	group.Go(func() error { return http.Serve(life) })
 	ready(http.Addr())
 	group.Go(func() error {
@@ -153,6 +156,8 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 		select {
 		case err = <-done:
 		case <-time.After(cfg.ShutdownTimeout):
+			member.Abandon()
+			<-done
 			return fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout)
 		}
 	}

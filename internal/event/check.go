@@ -123,6 +123,7 @@ func (d *Decoder) checkText(f field, text []byte, reference int64) {
 		if d.row.DataClassification = classification(text); d.row.DataClassification == nil {
 			d.fault(InvalidValue, f, "is none of PUBLIC, INTERNAL, CONFIDENTIAL and PHI; send one of them")
 		}
+	default: // any text will do
 	}
 }
 
@@ -138,7 +139,7 @@ func (d *Decoder) checkLatency(raw []byte) {
 		d.fault(NumberOutOfRange, processingLatency, "is over 2147483647; send milliseconds within that")
 		return
 	}
-	d.row.Latency = int32(floor)
+	d.row.Latency = int32(floor) //nolint:gosec // it is bounded just above
 }
 
 // checkRetentionDays checks a retentionPolicy that is a number of days.

@@ -142,7 +142,8 @@ func slowWhole(t *testing.T, value []byte) (reason Reason) {
 		if top != nil && top.keys != nil && token != json.Delim('}') {
 			top.inKey = !top.inKey
 			if top.inKey {
-				key := token.(string)
+				key, isString := token.(string)
+				require.True(t, isString)
 				found[DuplicateKey] = found[DuplicateKey] || top.keys[key]
 				top.keys[key] = true
 				continue

@@ -27,6 +27,11 @@ type key struct {
 	start, size int32 // of its characters: in the text, or from len(text) on, in decoded
 }
 
+// offset returns n as it is kept in a key.
+func offset(n int) int32 {
+	return int32(n) //nolint:gosec // Take bounds the text to maxText, which leaves room for twice as much
+}
+
 // reset forgets all keys and makes ready for a text.
 func (k *keys) reset(text []byte) {
 	k.text = text
@@ -38,18 +43,18 @@ func (k *keys) reset(text []byte) {
 
 // push enters an object. Below its keys lies an entry that tells where those of the outer one start.
 func (k *keys) push() {
-	k.stack = append(k.stack, key{start: int32(k.base)})
+	k.stack = append(k.stack, key{start: offset(k.base)})
 	k.base = len(k.stack)
 }
 
 // locate returns the key in text[at:end], quotes included, unescaping it if need be.
 func (k *keys) locate(at, end int, escaped bool) key {
 	if !escaped {
-		return key{at: int32(at), start: int32(at + 1), size: int32(end - at - 2)}
+		return key{at: offset(at), start: offset(at + 1), size: offset(end - at - 2)}
 	}
 	before := len(k.decoded)
 	k.decoded = appendUnescaped(k.decoded, k.text[at+1:end-1])
-	return key{at: int32(at), start: int32(len(k.text) + before), size: int32(len(k.decoded) - before)}
+	return key{at: offset(at), start: offset(len(k.text) + before), size: offset(len(k.decoded) - before)}
 }
 
 // add remembers a key of the innermost object.
@@ -57,7 +62,7 @@ func (k *keys) add(added key) { k.stack = append(k.stack, added) }
 
 // pop leaves the innermost object. It returns the offset of the first of its keys that it had before, or -1.
 func (k *keys) pop() int {
-	again := int32(-1)
+	var again int32
 	if object := k.stack[k.base:]; len(object) <= fewKeys {
 		again = k.firstAgain(object)
 	} else {

@@ -99,20 +99,20 @@ func unit(text []byte) rune {
 		if digit < 0 {
 			return -1
 		}
-		r = r<<4 | rune(digit)
+		r = r<<4 | digit
 	}
 	return r
 }
 
 // hexDigit returns the value of a hex digit of either case, or -1.
-func hexDigit(c byte) int {
+func hexDigit(c byte) rune {
 	switch {
 	case '0' <= c && c <= '9':
-		return int(c - '0')
+		return rune(c - '0')
 	case 'a' <= c && c <= 'f':
-		return int(c-'a') + 10
+		return rune(c-'a') + 10
 	case 'A' <= c && c <= 'F':
-		return int(c-'A') + 10
+		return rune(c-'A') + 10
 	}
 	return -1
 }

@@ -130,6 +130,9 @@ func (p *Pool) Wait(ctx context.Context, attempts int, delay time.Duration, wait
 		if err == nil || Classify(err) != Transient || n == attempts {
 			return err
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		waiting(err)
 		select {
 		case <-time.After(delay):
