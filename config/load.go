@@ -17,7 +17,8 @@ const unset = "="
 
 // Load reads the settings from the environment. The error is an *[Error] with every problem there is: values that
 // can't be read or aren't allowed, settings that contradict each other, variables that don't exist, and what is
-// missing of the needs. An empty variable counts as not set.
+// missing of the needs. An empty variable counts as not set. A variable that doesn't exist is a problem only where it looks
+// misspelt: see [Strangers] for the others.
 func Load(needs ...Need) (Config, error) {
 	var c check
 	cfg := Default()
@@ -32,7 +33,8 @@ func Load(needs ...Need) (Config, error) {
 		cfg.PostgresMaintenanceURL = cfg.PostgresURL
 	}
 	c.config(cfg, needs)
-	c.unknown(os.Environ())
+	misspelt, _ := unknown(os.Environ())
+	c.problems = append(c.problems, misspelt...)
 	if err := c.err(); err != nil {
 		return Config{}, err
 	}
@@ -106,9 +108,16 @@ func (c *check) secret(s setting) string {
 // serviceLink tells the variables that Kubernetes sets for a Service whose name begins with "auditsink".
 var serviceLink = regexp.MustCompile(`_SERVICE_(HOST|PORT)|_PORT_[0-9]+_`)
 
-// unknown reports the variables with our prefix that set nothing. Their values stay hidden: a misspelt name may be
+// Strangers lists the variables with our prefix that set nothing and aren't like any setting: one of a newer version,
+// or none of ours. They are worth a warning and no more, or going back to an older version would fail over them.
+func Strangers() []Problem {
+	_, strangers := unknown(os.Environ())
+	return strangers
+}
+
+// unknown finds the variables with our prefix that set nothing. Their values stay hidden: a misspelt name may be
 // that of a secret.
-func (c *check) unknown(environ []string) {
+func unknown(environ []string) (misspelt, strangers []Problem) {
 	var known []string
 	for _, s := range settings() {
 		known = append(known, s.variable())
@@ -122,20 +131,26 @@ func (c *check) unknown(environ []string) {
 		if !strings.HasPrefix(name, Prefix) || slices.Contains(known, name) {
 			continue
 		}
-		remedy := "`auditsink config reference` lists what there is."
-		if near := nearest(name, known); near != "" {
-			remedy = "Did you mean " + near + "?"
-		}
+		p := Problem{Variable: name, Cause: "is not a setting", Remedy: "`auditsink config reference` lists what there is."}
 		if serviceLink.MatchString(name) || strings.HasPrefix(value, "tcp://") {
-			remedy = "Kubernetes sets it for a Service: set enableServiceLinks: false in the pod's spec."
+			p.Remedy = "Kubernetes sets it for a Service; enableServiceLinks: false in the pod's spec keeps it away."
+		} else if near := nearest(name, known); near != "" {
+			p.Remedy = "Did you mean " + near + "?"
+			misspelt = append(misspelt, p)
+			continue
 		}
-		c.add(name, "", "is not a setting", remedy)
+		strangers = append(strangers, p)
 	}
+	return misspelt, strangers
 }
 
-// nearest returns the known name most like name, or "" where none is like it.
+// nearest returns the known name that name is a misspelling of, or "" where there is none: two letters off at most, or _FILE for
+// what is no secret.
 func nearest(name string, known []string) string {
-	best, least := "", 1+len(strings.TrimPrefix(name, Prefix))/3
+	if plain := strings.TrimSuffix(name, "_FILE"); plain != name && slices.Contains(known, plain) {
+		return plain
+	}
+	best, least := "", 2
 	for _, k := range known {
 		if d := distance(name, k); d <= least && (best == "" || d < least) {
 			best, least = k, d

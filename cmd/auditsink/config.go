@@ -23,7 +23,12 @@ func newConfigCommand() *cobra.Command {
 			Use:   "check",
 			Short: "Check the settings of the environment and print them, secrets hidden",
 			Args:  cobra.NoArgs,
-			RunE:  func(cmd *cobra.Command, _ []string) error { return checkConfig(cmd.OutOrStdout()) },
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				for _, stranger := range config.Strangers() {
+					cmd.PrintErrln("note:", stranger)
+				}
+				return checkConfig(cmd.OutOrStdout())
+			},
 		},
 		&cobra.Command{
 			Use:   "reference",

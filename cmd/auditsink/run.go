@@ -24,6 +24,9 @@ func newRunCommand() *cobra.Command {
 				return err
 			}
 			defer log.Sync() //nolint:errcheck // standard error has nothing to sync
+			for _, stranger := range config.Strangers() {
+				log.Warn("unknown variable", zap.Stringer("problem", stranger))
+			}
 			return runWorker(cmd.Context(), cfg, log, func(addr string) {
 				log.Info("answering HTTP", zap.String("metrics", "http://"+addr+"/metrics"))
 			})

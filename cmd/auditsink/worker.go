@@ -157,8 +157,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 		case err = <-done:
 		case <-time.After(cfg.ShutdownTimeout):
 			member.Abandon()
-			<-done
-			return fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout)
+			return errors.Join(fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout), <-done)
 		}
 	}
 	if err != nil {
