@@ -29,9 +29,6 @@ func Load(needs ...Need) (Config, error) {
 			c.read(s, s.of(&cfg))
 		}
 	}
-	if cfg.PostgresMaintenanceURL == "" {
-		cfg.PostgresMaintenanceURL = cfg.PostgresURL
-	}
 	c.config(cfg, needs)
 	misspelt, _ := unknown(os.Environ())
 	c.problems = append(c.problems, misspelt...)

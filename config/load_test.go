@@ -72,13 +72,6 @@ func TestLoadTakesEmptyAsNotSet(t *testing.T) {
 	require.Equal(t, Default(), cfg)
 }
 
-func TestLoadMaintenanceURLDefaultsToURL(t *testing.T) {
-	environment(t, map[string]string{"AUDITSINK_POSTGRES_URL": "postgres://h/d"})
-	cfg, err := Load(Postgres)
-	require.NoError(t, err)
-	require.Equal(t, Secret("postgres://h/d"), cfg.PostgresMaintenanceURL)
-}
-
 // problems loads and returns what is wrong, as variable → problem; each variable once.
 func problems(t testing.TB, vars map[string]string, needs ...Need) map[string]Problem {
 	t.Helper()

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"auditsink/sink"
 )
@@ -28,67 +29,77 @@ func (c *Consumer) assigned(context.Context, *kgo.Client, map[string][]int32) {
 // away it waits: an error would tear the group's session down. When ctx ends the session is over already, and the error makes the client ask
 // again in the next one for the lanes that are still ours; without it they would stay assigned and never be fetched.
 func (c *Consumer) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
-	lanes := c.adopt(ctx, committed)
-	if lanes == nil {
-		return nil, ctx.Err()
-	}
-	from := map[string]map[int32]kgo.Offset{}
-	for _, l := range lanes {
-		claim, err := c.claimLane(ctx, l)
-		var refused *sink.RefusedError
-		switch {
-		case err == nil:
-			c.start(l, claim)
-			if from[l.id.Topic] == nil {
-				from[l.id.Topic] = map[int32]kgo.Offset{}
-			}
-			from[l.id.Topic][l.id.Partition] = kgo.NewOffset().At(claim.Next).WithEpoch(claim.LeaderEpoch)
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case errors.As(err, &refused):
-			c.halt(l, err)
-		default:
-			c.fail(err)
-			return nil, err
-		}
-	}
-	c.count()
-	return from, nil
-}
-
-// adopt makes the lanes of an assignment, once the topics' IDs are known. It returns nil when ctx ends first.
-func (c *Consumer) adopt(ctx context.Context, committed map[string]map[int32]kgo.Offset) []*lane {
+	lanes := c.adopt(committed)
 	topics := slices.Collect(maps.Keys(committed))
 	var details kadm.TopicDetails
 	if !c.insist(ctx, "ask the brokers for the topics' IDs", func() (err error) {
-		if details, err = c.admin.ListTopics(ctx, topics...); err != nil {
-			return err
-		}
-		return details.Error()
+		details, err = c.admin.ListTopics(ctx, topics...)
+		return err
 	}) {
-		return nil
+		return nil, ctx.Err()
 	}
+	var mu sync.Mutex // guards from
+	from := map[string]map[int32]kgo.Offset{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(claimsAtOnce)
+	for _, l := range lanes {
+		group.Go(func() error {
+			topic := details[l.id.Topic]
+			if topic.Err != nil {
+				c.halt(l, fmt.Errorf("ask for the ID of topic %q: %w", l.id.Topic, topic.Err))
+				return nil
+			}
+			claim, err := c.claimLane(ctx, l, topic.ID)
+			var refused *sink.RefusedError
+			switch {
+			case err == nil:
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case errors.As(err, &refused):
+				c.halt(l, err)
+				return nil
+			default:
+				c.fail(err)
+				return err
+			}
+			if c.start(l, claim) {
+				mu.Lock()
+				defer mu.Unlock()
+				if from[l.id.Topic] == nil {
+					from[l.id.Topic] = map[int32]kgo.Offset{}
+				}
+				from[l.id.Topic][l.id.Partition] = kgo.NewOffset().At(claim.Next).WithEpoch(claim.LeaderEpoch)
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
+	c.count()
+	return from, err
+}
+
+// claimsAtOnce bounds the connections that claiming an assignment takes.
+const claimsAtOnce = 4
+
+// adopt makes the lanes of an assignment, which wait for their claims.
+func (c *Consumer) adopt(committed map[string]map[int32]kgo.Offset) []*lane {
 	var lanes []*lane
+	c.mu.Lock()
 	for topic, partitions := range committed {
 		for partition, offset := range partitions {
-			l := newLane(sink.Lane{Topic: topic, TopicID: details[topic].ID, Partition: partition},
-				limits{c.opts.FlushRows, c.opts.FlushBytes, c.opts.FlushInterval})
+			l := newLane(c.running, sink.Lane{Topic: topic, Partition: partition},
+				limits{c.opts.FlushRows, c.opts.FlushBytes, c.opts.FlushInterval}, c.tap(topic, partition))
 			l.committed = offset.EpochOffset().Offset
 			l.claim.Next = max(l.committed, -1)
 			l.why = "waits for Postgres to tell its position"
+			key := laneKey{topic, partition}
+			if old := c.lanes[key]; old != nil { // left over from a session that ended while it claimed
+				old.release()
+				c.metrics.BufferedBytes.Sub(float64(old.discard()))
+			}
+			c.lanes[key] = l
 			lanes = append(lanes, l)
 		}
-	}
-	slices.SortFunc(lanes, func(a, b *lane) int { return int(a.id.Partition) - int(b.id.Partition) })
-	c.mu.Lock()
-	for _, l := range lanes {
-		key := laneKey{l.id.Topic, l.id.Partition}
-		if old := c.lanes[key]; old != nil { // left over from a session that ended while it claimed
-			old.cancel()
-			c.metrics.BufferedBytes.Sub(float64(old.discard()))
-			c.client.ResumeFetchPartitions(old.partition())
-		}
-		c.lanes[key] = l
 	}
 	c.mu.Unlock()
 	c.count()
@@ -116,13 +127,14 @@ func (c *Consumer) insist(ctx context.Context, what string, try func() error) bo
 }
 
 // claimLane claims one lane, waiting out what passes, and making the lane known first where it is new.
-func (c *Consumer) claimLane(ctx context.Context, l *lane) (claim sink.Claim, final error) {
-	ok := c.insist(ctx, "claim lane "+l.id.String(), func() error {
+func (c *Consumer) claimLane(ctx context.Context, l *lane, topicID [16]byte) (claim sink.Claim, final error) {
+	id := sink.Lane{Topic: l.id.Topic, TopicID: topicID, Partition: l.id.Partition}
+	ok := c.insist(ctx, "claim lane "+id.String(), func() error {
 		var err error
-		claim, err = c.sink.Claim(ctx, l.id, c.opts.Group, c.opts.Owner)
+		claim, err = c.sink.Claim(ctx, id, c.opts.Group, c.opts.Owner)
 		if errors.Is(err, sink.ErrUnregistered) {
-			if err = c.register(ctx, l.id); err == nil {
-				claim, err = c.sink.Claim(ctx, l.id, c.opts.Group, c.opts.Owner)
+			if err = c.register(ctx, id); err == nil {
+				claim, err = c.sink.Claim(ctx, id, c.opts.Group, c.opts.Owner)
 			}
 		}
 		if err == nil {
@@ -134,7 +146,7 @@ func (c *Consumer) claimLane(ctx context.Context, l *lane) (claim sink.Claim, fi
 			final = err
 			return nil
 		}
-		l.enter(waiting, err.Error())
+		l.suspend(waiting, err.Error())
 		return err
 	})
 	if !ok {
@@ -174,7 +186,7 @@ func (c *Consumer) register(ctx context.Context, lane sink.Lane) error {
 		end, _ := ends.Lookup(topic, begin.Partition)
 		switch at, ok := committed.Lookup(topic, begin.Partition); {
 		case ok && at.At >= 0:
-			s.Offset = max(at.At, begin.Offset)
+			s.Offset = at.At // below the log's start where retention was faster
 		case c.opts.FromLatest:
 			s.Offset = max(end.Offset, begin.Offset)
 		}
@@ -183,17 +195,23 @@ func (c *Consumer) register(ctx context.Context, lane sink.Lane) error {
 	return c.sink.Register(ctx, topic, lane.TopicID, c.opts.Group, starts)
 }
 
-// start lets a claimed lane run.
-func (c *Consumer) start(l *lane, claim sink.Claim) {
-	ctx, cancel := context.WithCancel(c.running)
-	l.cancel = cancel
-	l.place(claim, running)
+// start lets a claimed lane run. It reports false where the lane was given up meanwhile.
+func (c *Consumer) start(l *lane, claim sink.Claim) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopping || c.lanes[laneKey{l.id.Topic, l.id.Partition}] != l {
+		return false
+	}
+	l.place(claim)
+	if !l.resume() {
+		return false
+	}
 	c.stores.Go(func() {
 		defer close(l.done)
-		defer cancel()
-		c.store(ctx, l)
+		c.store(l.ctx, l)
 	})
 	c.log.Info("lane claimed", zap.Stringer("lane", l.id), zap.Int32("lane_id", claim.LaneID), zap.Int64("epoch", claim.Epoch), zap.Int64("position", claim.Next))
+	return true
 }
 
 // revoked gives lanes up in good order: what is buffered is stored and committed first, as far as time allows.
@@ -203,6 +221,9 @@ func (c *Consumer) revoked(_ context.Context, _ *kgo.Client, partitions map[stri
 
 // lost gives lanes up that are somebody else's already: nothing of them is stored or committed any more.
 func (c *Consumer) lost(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+	c.mu.Lock()
+	c.joined = false // until the next assignment
+	c.mu.Unlock()
 	c.remove(c.named(partitions))
 }
 
@@ -223,18 +244,17 @@ func (c *Consumer) drain(lanes []*lane) {
 	if len(lanes) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(c.running, c.opts.DrainTimeout)
+	deadline := time.Now().Add(c.opts.DrainTimeout)
+	c.mu.Lock()
+	if !c.stopBy.IsZero() && c.stopBy.Before(deadline) {
+		deadline = c.stopBy
+	}
+	c.mu.Unlock()
+	ctx, cancel := context.WithDeadline(c.running, deadline)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, l := range lanes {
-		l.mu.Lock()
-		if l.phase == running {
-			l.phase = draining
-		}
-		drains := l.phase == draining
-		l.mu.Unlock()
-		l.signal()
-		if !drains {
+		if !l.drain() {
 			continue
 		}
 		all.Go(func() {
@@ -263,10 +283,8 @@ func (c *Consumer) remove(lanes []*lane) {
 	c.mu.Unlock()
 	c.committing.Unlock()
 	for _, l := range lanes {
-		l.cancel()
+		l.release()
 		c.metrics.BufferedBytes.Sub(float64(l.discard()))
-		// A pause outlives the assignment in the client: the lane would come back paused.
-		c.client.ResumeFetchPartitions(l.partition())
 		c.metrics.DropLane(l.id.Topic, l.id.Partition)
 	}
 	c.count()

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/zap"
@@ -44,13 +43,18 @@ const (
 	rebalanceTimeout = 60 * time.Second
 	// commitInterval is how far Kafka's offsets may trail behind the positions.
 	commitInterval = time.Second
-	// fetchMaxBytes bounds one fetch from one broker, which is held in memory on top of the buffers.
+	// sessionTimeout is how long the group waits for a member's heartbeats before it gives its lanes to others.
+	sessionTimeout = 10 * time.Second
+	// fetchMaxBytes bounds one fetch from one broker, before it is unpacked, which is held in memory on top of the buffers.
 	fetchMaxBytes = 8 << 20
+	// fetchMaxWait bounds how long a broker keeps a fetch that finds nothing. The client has one fetch under way with a broker, and a lane
+	// that was resumed meanwhile waits for it.
+	fetchMaxWait = 100 * time.Millisecond
 	// stalledAfter is for how long a lane may wait before the worker stops calling itself ready.
 	stalledAfter = 10 * time.Second
 )
 
-// lanesKey is a lane as the group protocol names it.
+// laneKey is a lane as the group protocol names it.
 type laneKey struct {
 	topic     string
 	partition int32
@@ -69,6 +73,10 @@ type Consumer struct {
 	lanes map[laneKey]*lane
 	// joined says that the group has given an assignment, if only an empty one.
 	joined bool
+	// stopping says that no lane is taken over any more.
+	stopping bool
+	// stopBy is when a worker that was told to stop gives up what it still has buffered.
+	stopBy time.Time
 	// brokersSeen is when a broker answered last.
 	brokersSeen time.Time
 
@@ -94,18 +102,19 @@ func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *
 		lanes: map[laneKey]*lane{}, moves: make(chan *lane, 1024), failed: make(chan error, 1),
 	}
 	c.running, c.stop = context.WithCancel(context.Background())
-	member, err := kgo.NewClient(append(client,
+	member, err := kgo.NewClient(append([]kgo.Opt{
 		kgo.ConsumerGroup(opts.Group),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.DisableAutoCommit(),
 		kgo.RebalanceTimeout(rebalanceTimeout),
+		kgo.SessionTimeout(sessionTimeout),
 		kgo.HeartbeatInterval(time.Second),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// Control records move the position, or the lag behind a transactional producer would never be 0.
 		kgo.KeepControlRecords(),
 		kgo.FetchMaxBytes(fetchMaxBytes),
-		kgo.FetchMaxWait(time.Second),
+		kgo.FetchMaxWait(fetchMaxWait),
 		// A poll only hands records over, so it holds up a rebalance for a moment; in return no record of a lane that was given up
 		// can arrive in a later life of the same lane.
 		kgo.BlockRebalanceOnPoll(),
@@ -114,7 +123,7 @@ func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *
 		kgo.OnPartitionsRevoked(c.revoked),
 		kgo.OnPartitionsLost(c.lost),
 		kgo.WithHooks(beatHook{&c.beats}),
-	)...)
+	}, client...)...)
 	if err != nil {
 		return nil, fmt.Errorf("make the Kafka client: %w", err)
 	}
@@ -130,7 +139,16 @@ func (c *Consumer) Run(ctx context.Context) error {
 	background.Go(func() { c.every(commitInterval, c.commit) })
 	background.Go(func() { c.every(lagInterval, c.measureLag) })
 
+	context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.stopBy = time.Now().Add(c.opts.DrainTimeout)
+	})
+
 	err := c.poll(ctx)
+	c.mu.Lock()
+	c.stopping = true
+	c.mu.Unlock()
 	c.drain(c.ownLanes())
 	leaving, cancel := context.WithTimeout(c.running, 5*time.Second)
 	defer cancel()
@@ -165,13 +183,13 @@ func (c *Consumer) poll(ctx context.Context) error {
 	for {
 		polling, wake := context.WithCancel(ctx)
 		c.wakePoll.Store(&wake)
-		if len(c.moves) > 0 {
+		if len(c.moves) > 0 || len(c.failed) > 0 {
 			wake() // the poll returns at once
 		}
 		fetches := c.client.PollFetches(polling)
 		fetches.EachPartition(c.deliver)
 		wake()
-		// Between a poll and AllowRebalance nothing is under way: neither records nor a change of assignment.
+		// Between a poll and AllowRebalance no records are under way, and no lane is taken away.
 		c.move()
 		c.client.AllowRebalance()
 		select {
@@ -197,40 +215,32 @@ func (c *Consumer) deliver(p kgo.FetchTopicPartition) {
 	if l == nil || len(p.Records) == 0 {
 		return
 	}
-	rows, bytes, pause := l.put(p.Records, time.Now())
+	rows, bytes := l.put(p.Records, time.Now())
 	c.metrics.RecordsConsumed.Add(float64(rows))
 	c.metrics.BufferedBytes.Add(float64(bytes))
-	if pause {
-		c.client.PauseFetchPartitions(l.partition())
-	}
 }
 
-// fetchFailed deals with an error of the broker for one lane. What passes by itself the client does not report.
+// fetchFailed deals with an error that the client reports instead of records. What a broker says and passes by itself it keeps to itself, so
+// what is left of those is for good: also errors that are called retriable, such as that of a topic ID which is no more.
 func (c *Consumer) fetchFailed(l *lane, p kgo.FetchTopicPartition) {
-	if errors.Is(p.Err, context.Canceled) || errors.Is(p.Err, context.DeadlineExceeded) || errors.Is(p.Err, kgo.ErrClientClosed) {
-		return
-	}
-	if l == nil && kafka.Fatal(p.Err) { // of the whole group: it may not be joined, or the credentials are no longer taken
+	switch {
+	case errors.Is(p.Err, context.Canceled), errors.Is(p.Err, context.DeadlineExceeded), errors.Is(p.Err, kgo.ErrClientClosed):
+	case l == nil && p.Topic == "" && kafka.Fatal(p.Err): // the group may not be joined, or the credentials are no longer taken
 		c.fail(fmt.Errorf("consume as group %q: %w", c.opts.Group, p.Err))
-		return
-	}
-	if l == nil {
+	case l == nil || kgo.IsRetryableBrokerErr(p.Err):
 		c.log.Warn("Kafka reported an error", zap.String("topic", p.Topic), zap.Int32("partition", p.Partition), zap.Error(p.Err))
-		return
+	default:
+		c.halt(l, fmt.Errorf("fetch from offset %d: %w", l.position(), p.Err))
 	}
-	if kerr.IsRetriable(p.Err) {
-		c.log.Warn("fetching failed for now", zap.Stringer("lane", l.id), zap.Error(p.Err))
-		return
-	}
-	c.halt(l, fmt.Errorf("fetch from offset %d: %w", l.position(), p.Err))
 }
 
 // halt stops one lane until an operator has acted, loudly; the others go on.
 func (c *Consumer) halt(l *lane, why error) {
-	c.client.PauseFetchPartitions(l.partition())
-	l.enter(halted, why.Error())
+	if !l.suspend(halted, why.Error()) {
+		return // it has halted already
+	}
 	c.metrics.BufferedBytes.Sub(float64(l.discard()))
-	c.log.Error("lane halted: nothing of it is stored until its cause is mended and the worker restarted or the lane moved",
+	c.log.Error("lane halted: nothing of it is stored until its cause is mended and the worker restarted",
 		zap.Stringer("lane", l.id), zap.Int64("position", l.position()), zap.Error(why))
 	c.count()
 }
@@ -259,14 +269,11 @@ func (c *Consumer) move() {
 			if c.lane(l.id.Topic, l.id.Partition) != l {
 				continue // given up meanwhile
 			}
-			l.mu.Lock()
-			claim := l.claim
-			l.mu.Unlock()
-			l.place(claim, running)
+			claim := l.claimed()
 			c.client.SetOffsets(map[string]map[int32]kgo.EpochOffset{
 				l.id.Topic: {l.id.Partition: {Epoch: claim.LeaderEpoch, Offset: claim.Next}},
 			})
-			c.client.ResumeFetchPartitions(l.partition())
+			l.resume()
 		default:
 			return
 		}
@@ -291,23 +298,31 @@ func (c *Consumer) ownLanes() []*lane {
 
 // count publishes how many lanes there are, and shares the budget of bytes out among them.
 func (c *Consumer) count() {
-	lanes := c.ownLanes()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	stopped := 0
-	for _, l := range lanes {
-		l.setShare(c.opts.BufferBytes / int64(len(lanes)))
+	for _, l := range c.lanes {
 		l.mu.Lock()
+		l.share = c.opts.BufferBytes / int64(len(c.lanes))
 		if l.phase == halted {
 			stopped++
 		}
 		l.mu.Unlock()
 	}
-	c.metrics.LanesOwned.Set(float64(len(lanes)))
+	c.metrics.LanesOwned.Set(float64(len(c.lanes)))
 	c.metrics.LanesHalted.Set(float64(stopped))
 }
 
-// partition names the lane as the client wants it.
-func (l *lane) partition() map[string][]int32 {
-	return map[string][]int32{l.id.Topic: {l.id.Partition}}
+// tap is what lets the client fetch a lane, or not.
+func (c *Consumer) tap(topic string, partition int32) func(open bool) {
+	lane := map[string][]int32{topic: {partition}}
+	return func(open bool) {
+		if open {
+			c.client.ResumeFetchPartitions(lane)
+		} else {
+			c.client.PauseFetchPartitions(lane)
+		}
+	}
 }
 
 // Ready is nil while the worker takes in events, else it says why it doesn't.
@@ -335,7 +350,7 @@ func (c *Consumer) Ready() error {
 	return errors.Join(problems...)
 }
 
-// beatHook counts the heartbeats that a broker answered.
+// beatHook counts the heartbeats that a broker answered, with whatever answer: a refusal makes the client give the lanes up at once.
 type beatHook struct{ beats *atomic.Int64 }
 
 // OnBrokerE2E implements kgo.HookBrokerE2E.

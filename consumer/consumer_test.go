@@ -154,3 +154,28 @@ func TestSecondGroupIsRefused(t *testing.T) {
 	b.produce(10)
 	b.arrived()
 }
+
+// TestTopicMadeAgain under a running worker: its offsets start anew, so nothing of it may be taken.
+func TestTopicMadeAgain(t *testing.T) {
+	b := newBed(t, testkit.Kafka(t), testkit.Postgres(t, 18), 2)
+	w := b.start(b.options())
+	b.produce(100)
+	b.arrived()
+	_, err := b.admin.DeleteTopics(t.Context(), b.topic)
+	require.NoError(t, err)
+	b.eventually("the topic is made again", func() bool { return b.broker.NewTopic(t.Context(), b.topic, 3, nil) == nil })
+	b.client.ForceMetadataRefresh()
+	fresh, err := kgo.NewClient(kgo.SeedBrokers(b.broker.Brokers()...))
+	require.NoError(t, err)
+	defer fresh.Close()
+	require.NoError(t, fresh.ProduceSync(t.Context(), &kgo.Record{Topic: b.topic, Value: b.event()}, &kgo.Record{Topic: b.topic, Value: b.event()}).FirstErr())
+	b.eventually("the lanes halt", func() bool { return value(w.metrics.LanesHalted) >= 2 })
+	require.Error(t, w.Ready())
+	require.EqualValues(t, 100, b.number(`SELECT count(*) FROM audit_log`))
+
+	w.stop()
+	again := b.start(b.options())
+	b.eventually("all lanes are refused", func() bool { return value(again.metrics.LanesHalted) == 3 })
+	require.ErrorContains(t, again.Ready(), "created again")
+	require.EqualValues(t, 100, b.number(`SELECT count(*) FROM audit_log`))
+}

@@ -36,7 +36,8 @@ func (c *Consumer) measureLag(ctx context.Context) {
 		return
 	}
 	ends, err := c.admin.ListCommittedOffsets(ctx, names...)
-	if err != nil {
+	var partial *kadm.ShardErrors
+	if err != nil && (!errors.As(err, &partial) || partial.AllFailed) {
 		c.log.Warn("the ends of the logs can't be asked for: lag stands as it was", zap.Error(err))
 		return
 	}
@@ -51,7 +52,7 @@ func (c *Consumer) measureLag(ctx context.Context) {
 		if position < 0 { // neither Postgres nor the group knows the lane: all that the log holds is ahead
 			if begins == nil {
 				if begins, err = c.admin.ListStartOffsets(ctx, names...); err != nil {
-					continue
+					continue // one broker may be away: the next time will tell
 				}
 			}
 			begin, _ := begins.Lookup(l.id.Topic, l.id.Partition)

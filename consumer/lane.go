@@ -14,6 +14,9 @@ import (
 // recordOverhead is what a buffered record costs beside its own bytes: our struct, and its share of slices.
 const recordOverhead = 128
 
+// headerOverhead is the same for a header.
+const headerOverhead = 48
+
 // limits say when a lane's records become a batch.
 type limits struct {
 	rows     int
@@ -36,6 +39,9 @@ const (
 type lane struct {
 	id     sink.Lane
 	limits limits
+	// tap lets the client fetch the lane, or not. It is called with mu held, so that calls come in the order of what they follow from.
+	tap    func(open bool)
+	ctx    context.Context // the lane's life, which no caller's context spans
 	cancel context.CancelFunc
 	done   chan struct{}
 	// wake holds at most one signal for the lane's goroutine: look again.
@@ -47,6 +53,8 @@ type lane struct {
 	claim sink.Claim // claim.Next is the position: all before it is stored
 	queue []fetched
 	rows  int
+	// gone says that the lane was given up: its pauses are no longer its own business.
+	gone bool
 	// bytes counts what is queued and what is in the batch being stored; share is what the lane may hold before it is paused.
 	bytes, share int64
 	paused       bool
@@ -66,15 +74,18 @@ type lane struct {
 	batch []event.Record
 }
 
-// fetched are records that came with one fetch.
+// fetched are records that came with one fetch; leaderEpoch is the last one's.
 type fetched struct {
-	records []event.Record
-	arrived time.Time
+	records     []event.Record
+	arrived     time.Time
+	leaderEpoch int32
 }
 
-func newLane(id sink.Lane, l limits) *lane {
+// newLane makes a lane that waits for its claim. It lives until life ends or it is given up.
+func newLane(life context.Context, id sink.Lane, l limits, tap func(open bool)) *lane {
+	ctx, cancel := context.WithCancel(life)
 	return &lane{
-		id: id, limits: l, cancel: func() {}, done: make(chan struct{}), wake: make(chan struct{}, 1),
+		id: id, limits: l, tap: tap, ctx: ctx, cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1),
 		claim: sink.Claim{Next: -1}, reached: -1, oldest: -1, committed: -1,
 	}
 }
@@ -86,13 +97,12 @@ func (l *lane) signal() {
 	}
 }
 
-// put takes records over from a fetch. It never blocks. It returns what was taken, and whether the lane is over its share now and
-// must be paused.
-func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64, pause bool) {
+// put takes records over from a fetch, and pauses the lane when it is over its share. It never blocks. It returns what was taken.
+func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.phase != running || len(records) == 0 {
-		return 0, 0, false
+		return 0, 0
 	}
 	taken := make([]event.Record, 0, len(records))
 	for _, r := range records {
@@ -114,7 +124,7 @@ func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64,
 		l.since = now
 	}
 	if len(taken) > 0 {
-		l.queue = append(l.queue, fetched{taken, now})
+		l.queue = append(l.queue, fetched{taken, now, l.leaderEpoch})
 		l.rows += len(taken)
 		l.bytes += bytes
 		if l.oldest < 0 {
@@ -122,15 +132,23 @@ func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64,
 		}
 	}
 	l.signal()
-	pause = l.bytes > l.share && !l.paused
-	l.paused = l.paused || pause
-	return len(taken), bytes, pause
+	if l.bytes > l.share && !l.paused {
+		l.pause(true)
+	}
+	return len(taken), bytes
+}
+
+// pause stops or resumes fetching. l.mu is held.
+func (l *lane) pause(on bool) {
+	if l.paused = on; !l.gone {
+		l.tap(!on)
+	}
 }
 
 func cost(r *event.Record) int64 {
 	n := len(r.Key) + len(r.Value) + recordOverhead
 	for i := range r.Headers {
-		n += len(r.Headers[i].Key) + len(r.Headers[i].Value)
+		n += len(r.Headers[i].Key) + len(r.Headers[i].Value) + headerOverhead
 	}
 	return int64(n)
 }
@@ -174,7 +192,7 @@ func (l *lane) due(now time.Time) (time.Duration, bool) {
 // cut takes the next batch off the queue. l.mu is held.
 func (l *lane) cut() *sink.Batch {
 	l.batch = l.batch[:0]
-	bytes := int64(0)
+	bytes, epoch := int64(0), l.leaderEpoch
 	for len(l.queue) > 0 && len(l.batch) < l.limits.rows && bytes < l.limits.bytes {
 		first := l.queue[0].records
 		n := 0
@@ -183,6 +201,7 @@ func (l *lane) cut() *sink.Batch {
 			n++
 		}
 		l.batch = append(l.batch, first[:n]...)
+		epoch = l.queue[0].leaderEpoch
 		clear(first[:n]) // what was stored must not be kept alive by what waits behind it
 		if l.queue[0].records = first[n:]; n == len(first) {
 			l.queue = l.queue[1:]
@@ -192,14 +211,15 @@ func (l *lane) cut() *sink.Batch {
 	b := &sink.Batch{Claim: l.claim, To: l.reached, LeaderEpoch: l.leaderEpoch, Records: l.batch}
 	l.flushing, l.since = time.Now(), time.Time{}
 	if l.rows > 0 {
+		b.LeaderEpoch = epoch
 		b.To = l.batch[len(l.batch)-1].Offset + 1
 		l.since = l.queue[0].arrived
 	}
 	return b
 }
 
-// stored moves the lane on behind a batch. The bytes set free are returned, and whether the lane is to be resumed.
-func (l *lane) stored(b *sink.Batch) (bytes int64, resume bool) {
+// stored moves the lane on behind a batch, and resumes it when it is below half of its share. It returns the bytes set free.
+func (l *lane) stored(b *sink.Batch) (bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.claim.Next, l.claim.LeaderEpoch = b.To, b.LeaderEpoch
@@ -214,9 +234,10 @@ func (l *lane) stored(b *sink.Batch) (bytes int64, resume bool) {
 	if len(l.queue) > 0 {
 		l.oldest = l.queue[0].records[0].Timestamp
 	}
-	resume = l.paused && l.bytes < l.share/2
-	l.paused = l.paused && !resume
-	return bytes, resume
+	if l.paused && l.phase == running && l.bytes < l.share/2 {
+		l.pause(false)
+	}
+	return bytes
 }
 
 // discard drops what is buffered and not stored, so that the lane ends where it is stored. It returns how many bytes that were.
@@ -230,31 +251,65 @@ func (l *lane) discard() int64 {
 	return bytes
 }
 
-// enter changes the phase, and says why.
-func (l *lane) enter(p phase, why string) {
+// suspend makes the lane wait or halt: nothing is fetched or taken over any more. A lane that drains only halts.
+// It reports whether the phase changed.
+func (l *lane) suspend(p phase, why string) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase == halted || l.phase == draining && p == waiting {
+		return false
+	}
 	l.phase, l.why = p, why
-	l.mu.Unlock()
+	l.pause(true)
 	l.signal()
+	return true
 }
 
-// place puts the lane where a claim says. Nothing may be buffered.
-func (l *lane) place(c sink.Claim, p phase) {
+// drain stops the lane's intake. It reports whether there may be something to be stored still.
+func (l *lane) drain() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase == running {
+		l.phase = draining
+	}
+	l.signal()
+	return l.phase == draining
+}
+
+// release ends the lane. A pause outlives the assignment in the client, and the lane would come back paused: so it is lifted.
+func (l *lane) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pause(false)
+	l.gone = true
+	l.cancel()
+}
+
+// place puts a lane that waits, and so has nothing buffered, where a claim says.
+func (l *lane) place(c sink.Claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.claim, l.reached, l.leaderEpoch = c, c.Next, c.LeaderEpoch
-	l.phase, l.why, l.paused = p, "", false
+}
+
+// resume lets a lane that waits run from its position. It reports whether it did.
+func (l *lane) resume() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase != waiting {
+		return false
+	}
+	l.phase, l.why = running, ""
+	l.pause(false)
+	l.signal()
+	return true
 }
 
 // position is the offset of the first record not stored yet, or -1 while that isn't known.
-func (l *lane) position() int64 {
+func (l *lane) position() int64 { return l.claimed().Next }
+
+func (l *lane) claimed() sink.Claim {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.claim.Next
-}
-
-func (l *lane) setShare(bytes int64) {
-	l.mu.Lock()
-	l.share = bytes
-	l.mu.Unlock()
+	return l.claim
 }

@@ -1,6 +1,7 @@
 package consumer
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,10 +15,16 @@ import (
 
 var wide = limits{rows: 1000, bytes: 1 << 20, interval: time.Second}
 
-func newTestLane(l limits) *lane {
-	lane := newLane(sink.Lane{Topic: "t"}, l)
+// newTestLane makes a lane that runs from offset 0. What it tells its tap is appended to the taps given.
+func newTestLane(l limits, taps ...*[]bool) *lane {
+	lane := newLane(context.Background(), sink.Lane{Topic: "t"}, l, func(open bool) {
+		for _, t := range taps {
+			*t = append(*t, open)
+		}
+	})
 	lane.share = 1 << 30
-	lane.place(sink.Claim{LaneID: 1, Epoch: 1, Next: 0, LeaderEpoch: -1}, running)
+	lane.place(sink.Claim{LaneID: 1, Epoch: 1, Next: 0, LeaderEpoch: -1})
+	lane.resume()
 	return lane
 }
 
@@ -55,7 +62,7 @@ func TestBatchIsDue(t *testing.T) {
 		l.stored(b)
 
 		l.put(records(6), time.Now())
-		l.enter(draining, "")
+		l.drain()
 		began = time.Now()
 		b = l.next(t.Context())
 		require.Zero(t, time.Since(began), "draining")
@@ -73,30 +80,52 @@ func TestBatchIsDue(t *testing.T) {
 func TestHolesMoveThePosition(t *testing.T) {
 	l := newTestLane(wide)
 	l.put(records(2, 5), time.Now())
-	l.enter(draining, "")
+	l.drain()
 	b := l.next(t.Context())
 	require.EqualValues(t, 0, b.Claim.Next, "a batch continues the position, and not its first record")
 	require.EqualValues(t, 6, b.To)
 }
 
 func TestPausedOverItsShareAndResumedBelowHalf(t *testing.T) {
-	l := newTestLane(limits{rows: 2, bytes: 1 << 20, interval: time.Hour})
+	var taps []bool
+	l := newTestLane(limits{rows: 2, bytes: 1 << 20, interval: time.Hour}, &taps)
+	taps = nil
 	one := int64(recordOverhead + 10)
-	l.setShare(4 * one)
-	_, bytes, pause := l.put(records(0, 1, 2, 3), time.Now())
+	l.share = 4 * one
+	_, bytes := l.put(records(0, 1, 2, 3), time.Now())
 	require.Equal(t, 4*one, bytes)
-	require.False(t, pause)
-	_, _, pause = l.put(records(4), time.Now())
-	require.True(t, pause)
-	_, _, pause = l.put(records(5), time.Now())
-	require.False(t, pause, "paused already")
-	freed, resume := l.stored(l.next(t.Context()))
-	require.Equal(t, 2*one, freed)
-	require.False(t, resume, "4 of 4 left")
-	_, resume = l.stored(l.next(t.Context()))
-	require.False(t, resume, "2 of 4 left")
-	_, resume = l.stored(l.next(t.Context()))
-	require.True(t, resume, "none left")
+	require.Empty(t, taps)
+	l.put(records(4), time.Now())
+	require.Equal(t, []bool{false}, taps)
+	l.put(records(5), time.Now())
+	require.Len(t, taps, 1, "paused already")
+	require.Equal(t, 2*one, l.stored(l.next(t.Context())))
+	l.stored(l.next(t.Context()))
+	require.Len(t, taps, 1, "half is left")
+	l.stored(l.next(t.Context()))
+	require.Equal(t, []bool{false, true}, taps)
+}
+
+// TestPausesOfALaneThatWasGivenUp would hit its next life.
+func TestPausesOfALaneThatWasGivenUp(t *testing.T) {
+	var taps []bool
+	l := newTestLane(wide, &taps)
+	l.suspend(waiting, "fenced")
+	require.False(t, taps[len(taps)-1])
+	l.release()
+	require.True(t, taps[len(taps)-1], "the next life begins open")
+	taps = nil
+	l.suspend(halted, "too late")
+	require.Empty(t, taps)
+}
+
+func TestALaneThatHaltedStaysHalted(t *testing.T) {
+	l := newTestLane(wide)
+	require.True(t, l.suspend(waiting, "fenced"))
+	require.True(t, l.suspend(halted, "refused"))
+	require.False(t, l.suspend(waiting, "late"))
+	require.False(t, l.resume())
+	require.Equal(t, halted, l.phase)
 }
 
 // TestWhatIsDroppedStaysAhead: the position must not move over records that were dropped, whatever comes after.
@@ -107,7 +136,7 @@ func TestWhatIsDroppedStaysAhead(t *testing.T) {
 		l.discard()
 		_, due := l.due(time.Now().Add(time.Hour))
 		require.False(t, due)
-		l.enter(draining, "")
+		require.True(t, l.drain())
 		require.Nil(t, l.next(t.Context()))
 	})
 }
@@ -115,11 +144,10 @@ func TestWhatIsDroppedStaysAhead(t *testing.T) {
 func TestRecordsForALaneThatDoesNotRunAreDropped(t *testing.T) {
 	for _, p := range []phase{waiting, draining, halted} {
 		l := newTestLane(wide)
-		l.enter(p, "")
-		rows, bytes, pause := l.put(records(0, 1), time.Now())
+		l.phase = p
+		rows, bytes := l.put(records(0, 1), time.Now())
 		require.Zero(t, rows)
 		require.Zero(t, bytes)
-		require.False(t, pause)
 	}
 }
 
@@ -128,7 +156,7 @@ func TestRecordsForALaneThatDoesNotRunAreDropped(t *testing.T) {
 func TestLaneModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newTestLane(limits{rows: rapid.IntRange(1, 5).Draw(t, "rows"), bytes: rapid.Int64Range(1, 2000).Draw(t, "bytes"), interval: time.Millisecond})
-		l.setShare(rapid.Int64Range(2, 5000).Draw(t, "share"))
+		l.share = rapid.Int64Range(2, 5000).Draw(t, "share")
 		var log, stored []int64 // offsets of all records in the broker, and of those stored
 		end, fetched := int64(0), int64(0)
 		now := time.Unix(0, 0)
@@ -162,11 +190,12 @@ func TestLaneModel(t *testing.T) {
 				b := l.cut()
 				l.mu.Unlock()
 				if rapid.Bool().Draw(t, "refused") { // fenced: drop, claim again, fetch from the position
-					l.enter(waiting, "")
+					l.suspend(waiting, "")
 					l.discard()
 					c := b.Claim
 					c.Epoch++
-					l.place(c, running)
+					l.place(c)
+					l.resume()
 					fetched = c.Next
 					return
 				}

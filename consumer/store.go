@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 
@@ -20,11 +21,7 @@ func (c *Consumer) store(ctx context.Context, l *lane) {
 		}
 		_, err := c.sink.Append(ctx, batch)
 		if err == nil {
-			bytes, resume := l.stored(batch)
-			c.metrics.BufferedBytes.Sub(float64(bytes))
-			if resume {
-				c.client.ResumeFetchPartitions(l.partition())
-			}
+			c.metrics.BufferedBytes.Sub(float64(l.stored(batch)))
 			continue
 		}
 		if ctx.Err() != nil || !c.recover(ctx, l, err) {
@@ -43,10 +40,7 @@ func (c *Consumer) recover(ctx context.Context, l *lane, refusal error) bool {
 		return c.reclaim(ctx, l, refusal)
 	case errors.As(refusal, &halt):
 		c.halt(l, refusal)
-		l.mu.Lock()
-		claim := l.claim
-		l.mu.Unlock()
-		if err := c.sink.Halt(ctx, claim); err != nil {
+		if err := c.sink.Halt(ctx, l.claimed()); err != nil {
 			c.log.Warn("the halt is not on record in the database", zap.Stringer("lane", l.id), zap.Error(err))
 		}
 		return false
@@ -59,13 +53,9 @@ func (c *Consumer) recover(ctx context.Context, l *lane, refusal error) bool {
 // its heartbeats that the lane has gone; so two of them must have been answered, for the first may have been on its way already.
 func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
 	c.log.Warn("lane lost its claim or its place: dropping what is buffered", zap.Stringer("lane", l.id), zap.Error(why))
-	l.mu.Lock()
-	ending := l.phase == draining
-	l.mu.Unlock()
-	if ending {
-		return false
+	if !l.suspend(waiting, why.Error()) {
+		return false // it is being given up
 	}
-	l.enter(waiting, why.Error())
 	c.metrics.BufferedBytes.Sub(float64(l.discard()))
 	for since := c.beats.Load(); c.beats.Load() < since+2; {
 		select {
@@ -74,7 +64,16 @@ func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	claim, err := c.claimLane(ctx, l)
+	var details kadm.TopicDetails
+	if !c.insist(ctx, "ask the brokers for the topic's ID", func() (err error) {
+		if details, err = c.admin.ListTopics(ctx, l.id.Topic); err == nil {
+			err = details.Error()
+		}
+		return err
+	}) {
+		return false
+	}
+	claim, err := c.claimLane(ctx, l, details[l.id.Topic].ID)
 	if err != nil {
 		if refused := (*sink.RefusedError)(nil); errors.As(err, &refused) {
 			c.halt(l, err)
@@ -83,9 +82,13 @@ func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
 		}
 		return false
 	}
-	l.place(claim, waiting)
+	l.place(claim)
 	c.log.Info("lane claimed again", zap.Stringer("lane", l.id), zap.Int64("epoch", claim.Epoch), zap.Int64("position", claim.Next))
-	c.moves <- l
+	select {
+	case c.moves <- l:
+	case <-ctx.Done():
+		return false
+	}
 	c.interrupt()
 	return true
 }

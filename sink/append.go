@@ -48,7 +48,7 @@ func (s *Sink) Append(ctx context.Context, b *Batch) (Stored, error) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 10*time.Second
 	for {
-		err := attempt.run(ctx)
+		err := attempt.bounded(ctx)
 		if err == nil {
 			s.count(b, attempt.stored, started)
 			return attempt.stored, nil
@@ -116,7 +116,7 @@ func (s *Sink) count(b *Batch, stored Stored, started time.Time) {
 	millis := now.UnixMilli()
 	for i := range b.Records {
 		if t := b.Records[i].Timestamp; t >= 0 {
-			s.metrics.EndToEndSeconds.Observe(float64(millis-t) / 1000)
+			s.metrics.EndToEndSeconds.Observe(float64(max(millis-t, 0)) / 1000)
 		}
 	}
 }
@@ -131,6 +131,15 @@ type attempt struct {
 	reasons   []event.Reason
 	// barred are months that no table partition may be made for.
 	barred []time.Time
+}
+
+// attemptTimeout bounds one attempt: a connection may be dead without saying so, and what it left open is settled by the next.
+var attemptTimeout = time.Minute // shorter in a test
+
+func (a *attempt) bounded(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	return a.run(ctx)
 }
 
 // run tries once. Whatever it reports, the batch is either stored whole or not at all.

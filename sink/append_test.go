@@ -83,13 +83,17 @@ func TestRowHoldsTheEvent(t *testing.T) {
 func TestQuarantineKeepsTheRecord(t *testing.T) {
 	onBoth(t, func(b *bed) {
 		c := b.claim()
-		_, err := b.sink.Append(b.Context(), &sink.Batch{Claim: c, To: 2, Records: []event.Record{
+		_, err := b.sink.Append(b.Context(), &sink.Batch{Claim: c, To: 4, Records: []event.Record{
 			{Offset: 0, Timestamp: 1_700_000_000_123, Key: []byte("k\x00\xff"), Value: []byte("\xff{"), Headers: []event.Header{
 				{Key: "h", Value: []byte("v")}, {Key: "h", Value: nil}, {Key: "\xff", Value: []byte{0}},
 			}},
 			{Offset: 1, Timestamp: -1},
+			{Offset: 2, Timestamp: 9_300_000_000_000_000},
+			{Offset: 3, Timestamp: 1_790_000_000_000_000_000},
 		}})
 		require.NoError(b, err)
+		require.EqualValues(b, 2, b.number(`SELECT count(*) FROM audit_quarantine WHERE lane_offset IN (2, 3) AND record_timestamp IS NULL AND detail LIKE '%000000000 ms%'`),
+			"a timestamp that no column holds is told in words")
 		var got [2]string
 		for i := range got {
 			require.NoError(b, b.pool.QueryRow(b.Context(), `SELECT to_jsonb(q) - 'id' - 'recorded_at' - 'detail' FROM audit_quarantine q WHERE lane_offset = $1`, i).Scan(&got[i]))

@@ -29,10 +29,13 @@ func TestLanesBeginWhereTheySay(t *testing.T) {
 			require.NoError(b, err)
 			require.Equal(b, at, c.Next)
 		}
-		register(sink.Start{Partition: 0, Offset: 5, LogStart: 5}, sink.Start{Partition: 1, Offset: 40, LogStart: 10})
+		register(sink.Start{Partition: 0, Offset: 5, LogStart: 5}, sink.Start{Partition: 1, Offset: 40, LogStart: 10}, sink.Start{Partition: 3, Offset: 7, LogStart: 9})
 		begins(0, 5)
 		begins(1, 40)
-		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap`))
+		begins(3, 9)
+		require.EqualValues(b, 2, b.number(`SELECT count(*) FROM audit_gap`))
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap g JOIN audit_lane USING (lane_id)
+			WHERE partition = 3 AND kind = 'retention' AND from_offset = 7 AND to_offset = 9`))
 		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap g JOIN audit_lane USING (lane_id)
 			WHERE partition = 1 AND kind = 'start' AND from_offset = 10 AND to_offset = 40`))
 
@@ -40,7 +43,7 @@ func TestLanesBeginWhereTheySay(t *testing.T) {
 		register(sink.Start{Partition: 1, Offset: 99, LogStart: 99}, sink.Start{Partition: 2, Offset: 70, LogStart: 3})
 		begins(1, 40)
 		begins(2, 3)
-		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap`))
+		require.EqualValues(b, 2, b.number(`SELECT count(*) FROM audit_gap`))
 	})
 }
 
@@ -79,7 +82,21 @@ func TestRefusedClaims(t *testing.T) {
 		require.ErrorAs(b, err, &refused)
 		require.ErrorContains(b, err, "created again")
 
-		// Neither touched the lane.
+		// Nor through a partition that only the new topic has, or that came later.
+		more := []sink.Start{{Partition: lane.Partition}, {Partition: lane.Partition + 1}}
+		for _, l := range []sink.Lane{again, lane} {
+			l.Partition++
+			group := "g"
+			if l.TopicID == lane.TopicID {
+				group = "other group"
+			}
+			_, err = b.sink.Claim(b.Context(), l, group, "worker")
+			require.ErrorAs(b, err, &refused)
+			require.ErrorAs(b, b.sink.Register(b.Context(), l.Topic, l.TopicID, group, more), &refused)
+		}
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_lane`))
+
+		// None of it touched the lane.
 		_, err = b.sink.Append(b.Context(), batch(c, 1))
 		require.NoError(b, err)
 	})

@@ -21,7 +21,9 @@ type cutter struct {
 	armed atomic.Bool
 	// forward lets the COMMIT reach the server, and only its answer gets lost.
 	forward bool
-	cuts    atomic.Int32
+	// freeze leaves the connection open and silent.
+	freeze bool
+	cuts   atomic.Int32
 }
 
 // through starts the proxy and returns the URL that leads through it.
@@ -63,6 +65,9 @@ func (k *cutter) serve(client net.Conn, address string) {
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := server.Read(buf)
+			if cut.Load() && k.freeze && err == nil {
+				continue
+			}
 			if err != nil || cut.Load() {
 				return // the answer to COMMIT goes nowhere
 			}
@@ -81,9 +86,12 @@ func (k *cutter) serve(client net.Conn, address string) {
 			k.cuts.Add(1)
 			cut.Store(true)
 			if k.forward {
-				if _, err := server.Write(buf[:n]); err == nil {
+				if _, err := server.Write(buf[:n]); err == nil && !k.freeze {
 					<-answered
 				}
+			}
+			if k.freeze { // until the client gives up
+				io.Copy(io.Discard, client) //nolint:errcheck // it ends when the client gives up
 			}
 			break
 		}
@@ -96,11 +104,15 @@ func (k *cutter) serve(client net.Conn, address string) {
 	<-answered
 }
 
-// TestUnansweredCommit loses a COMMIT on its way, and its answer on the way back: the batch is stored once either way.
+// TestUnansweredCommit loses a COMMIT on its way, and its answer on the way back, and each with a connection that stays open and
+// silent: the batch is stored once in every case.
 func TestUnansweredCommit(t *testing.T) {
-	for _, reaches := range []bool{false, true} {
+	for _, k := range []struct{ reaches, freeze bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
 		onBoth(t, func(b *bed) {
-			k := &cutter{forward: reaches}
+			if k.freeze {
+				sink.SetAttemptTimeout(b.T, 500*time.Millisecond)
+			}
+			k := &cutter{forward: k.reaches, freeze: k.freeze}
 			through := b.newSink(b.open(k.through(b)))
 			c := b.claim()
 			for range 3 {

@@ -19,6 +19,9 @@ const copyQuarantine = `COPY audit_quarantine (lane_id, lane_offset, record_time
 
 const quarantineFields = 8
 
+// lastMilli is the end of the year 9999, in milliseconds since 1970.
+const lastMilli = 253_402_300_799_999
+
 // copyAside stores records as they came, with the reason why they are no rows.
 func copyAside(ctx context.Context, conn *pgx.Conn, lane int32, records []aside) error {
 	if len(records) == 0 {
@@ -29,10 +32,15 @@ func copyAside(ctx context.Context, conn *pgx.Conn, lane int32, records []aside)
 		b = binary.BigEndian.AppendUint16(b, quarantineFields)
 		b = appendInt32(b, lane)
 		b = appendInt64(b, r.record.Offset)
-		if r.record.Timestamp >= 0 {
-			b = appendTime(b, r.record.Timestamp*1000)
-		} else {
+		detail := r.Detail
+		switch at := r.record.Timestamp; {
+		case at < 0:
 			b = appendNull(b)
+		case at > lastMilli: // a producer may send any number
+			b = appendNull(b)
+			detail += fmt.Sprintf(" (the record's timestamp, %d ms, is beyond what its column holds)", at)
+		default:
+			b = appendTime(b, at*1000)
 		}
 		b = appendBytes(b, r.record.Key)
 		b = appendBytes(b, r.record.Value)
@@ -42,7 +50,7 @@ func copyAside(ctx context.Context, conn *pgx.Conn, lane int32, records []aside)
 		}
 		b = appendJSON(b, headers)
 		b = appendBytes(b, []byte(r.Reason.String()))
-		b = appendBytes(b, []byte(r.Detail))
+		b = appendBytes(b, []byte(detail))
 	}
 	b = append(b, copyTrailer...)
 	tag, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b), copyQuarantine)

@@ -33,6 +33,8 @@ func TestBytes(t *testing.T) {
 		{"open after comma", "[1,", InvalidJSON, "byte 3"},
 		{"open after colon", `{"a":`, InvalidJSON, "byte 5"},
 		{"open after key", `{"a"`, InvalidJSON, "byte 4"},
+		{"open after value", `[1`, InvalidJSON, "byte 2"},
+		{"open after member", `{"a":"b" `, InvalidJSON, "byte 9"},
 		{"open in key", `{"a`, InvalidJSON, "byte 3"},
 		{"open in escape", `{"a":"\`, InvalidJSON, "byte 7"},
 		{"open in unicode escape", `{"a":"\u00`, InvalidJSON, "byte 6"},

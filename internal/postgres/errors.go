@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -42,9 +43,12 @@ func (c Class) String() string {
 	return fmt.Sprintf("class(%d)", uint8(c))
 }
 
-// Classify tells the class of an error that a statement, a connection attempt or an acquire gave. What isn't an answer of
-// the server is a lost or refused connection, and so transient.
+// Classify tells the class of an error that a statement, a connection attempt or an acquire gave. A connection URL that can't be
+// used is fatal; what else isn't an answer of the server is a lost or refused connection, and so transient.
 func Classify(err error) Class {
+	if _, ok := errors.AsType[*pgconn.ParseConfigError](err); ok {
+		return Fatal
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) || len(pg.Code) != 5 {
 		return Transient
@@ -99,6 +103,7 @@ func Explain(err error) error {
 		hint = "the server is out of connections: raise max_connections, or lower AUDITSINK_POOL_MAX_CONNS times the replicas"
 	case errors.Is(err, ErrAcquireTimeout):
 		hint = "all connections are busy: raise AUDITSINK_POOL_MAX_CONNS or AUDITSINK_POOL_ACQUIRE_TIMEOUT, or see what holds them (pg_stat_activity)"
+	case errors.Is(err, context.Canceled): // it was us who gave up
 	case c == "" && err != nil && strings.Contains(err.Error(), "connect"):
 		hint = "Postgres can't be reached: is it running, and do host, port and sslmode of AUDITSINK_POSTGRES_URL fit?"
 	}

@@ -6,7 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"net"
 	"strings"
 	"time"
 
@@ -34,7 +34,7 @@ type Options struct {
 	Acquired func(seconds float64)
 }
 
-// ErrAcquireTimeout is wrapped by [Pool.Acquire] where no connection came free in time.
+// ErrAcquireTimeout is wrapped by [Pool.Acquire] where all connections are taken and none came free in time.
 var ErrAcquireTimeout = errors.New("no connection came free within the acquire timeout")
 
 // Pool is a pgxpool.Pool whose Acquire is bounded in time. It is safe for concurrent use.
@@ -60,7 +60,7 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 func parse(o Options) (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(WithSSLMode(o.URL, o.SSLMode))
 	if err != nil {
-		return nil, fmt.Errorf("read the connection URL: %w", err)
+		return nil, fmt.Errorf("read the connection URL (AUDITSINK_POSTGRES_URL): %w", err)
 	}
 	if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
 		cfg.ConnConfig.RuntimeParams["application_name"] = "auditsink"
@@ -68,6 +68,9 @@ func parse(o Options) (*pgxpool.Config, error) {
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
+	// A server that is gone without a word is noticed in seconds.
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
+	cfg.ConnConfig.DialFunc = dialer.DialContext
 	if !o.Prepared {
 		cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
@@ -83,22 +86,20 @@ func parse(o Options) (*pgxpool.Config, error) {
 	return cfg, nil
 }
 
-// WithSSLMode returns a connection URL or key=value string with its sslmode replaced, unless mode is empty.
+// WithSSLMode returns a connection URL or key=value string with its sslmode replaced, unless mode is empty. The rest stays as it
+// is, to the letter: pgx, like libpq, doesn't read a query as package net/url writes it.
 func WithSSLMode(conn, mode string) string {
 	if mode == "" {
 		return conn
 	}
-	if !strings.Contains(conn, "://") {
-		return conn + " sslmode=" + mode
+	separator := " "
+	if strings.HasPrefix(conn, "postgres://") || strings.HasPrefix(conn, "postgresql://") {
+		separator = "?"
+		if strings.Contains(conn, "?") {
+			separator = "&"
+		}
 	}
-	u, err := url.Parse(conn)
-	if err != nil {
-		return conn // pgx says what is wrong with it
-	}
-	q := u.Query()
-	q.Set("sslmode", mode)
-	u.RawQuery = q.Encode()
-	return u.String()
+	return conn + separator + "sslmode=" + mode // the last of a name holds
 }
 
 // Acquire takes a connection out of the pool, waiting for at most the acquire timeout.
@@ -117,6 +118,9 @@ func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		return conn, nil
 	}
 	if ctx.Err() == nil && errors.Is(context.Cause(bounded), ErrAcquireTimeout) {
+		if p.Stat().AcquiredConns() < p.Stat().MaxConns() { // not busy: a new one was not made in time
+			return nil, fmt.Errorf("connect to the database within the acquire timeout (%s): %w", p.acquireTimeout, err)
+		}
 		return nil, fmt.Errorf("%w (%s): %w", ErrAcquireTimeout, p.acquireTimeout, err)
 	}
 	return nil, fmt.Errorf("take a database connection: %w", err)

@@ -4,6 +4,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,7 +28,18 @@ type Mismatch struct {
 	Algorithm      *string   `json:"hash_algorithm"`
 	Stored         *string   `json:"stored_hash"`
 	Computed       string    `json:"computed_hash"`
+	Fault          Fault     `json:"fault"`
 }
+
+// Fault says what of a row doesn't fit.
+type Fault string
+
+// The faults, of which the first that holds is told.
+const (
+	WrongHash      Fault = "hash"           // it isn't what the columns give
+	WrongAlgorithm Fault = "hash_algorithm" // it isn't SHA-256
+	WrongTimestamp Fault = "timestamp"      // it isn't the instant that the hashed text names
+)
 
 // Verified is the outcome of [Verify].
 type Verified struct {
@@ -137,7 +149,14 @@ func verifySlice(ctx context.Context, pool *postgres.Pool, s slice, found func(M
 		}
 		count++
 		computed = hashing.AppendStoredHex(computed[:0], &f, text, m.Timestamp.UnixMicro(), &scratch)
-		if m.Stored != nil && *m.Stored == string(computed) && m.Algorithm != nil && *m.Algorithm == "SHA-256" {
+		switch {
+		case m.Stored == nil || *m.Stored != string(computed):
+			m.Fault = WrongHash
+		case m.Algorithm == nil || *m.Algorithm != "SHA-256":
+			m.Fault = WrongAlgorithm
+		case !names(text, m.Timestamp):
+			m.Fault = WrongTimestamp
+		default:
 			continue
 		}
 		m.Computed = string(computed)
@@ -146,4 +165,20 @@ func verifySlice(ctx context.Context, pool *postgres.Pool, s slice, found func(M
 		}
 	}
 	return count, rows.Err()
+}
+
+// names tells whether the hashed text of a timestamp is that of the stored instant, which the hash itself doesn't cover. The hash
+// proves the text to be as received, so it can be read leniently: the rules for it were applied then. The canonical text (nil)
+// has whole milliseconds.
+func names(text []byte, stored time.Time) bool {
+	if text == nil {
+		return stored.UnixMicro()%1000 == 0
+	}
+	upper := strings.ToUpper(string(text)) // RFC 3339 allows t and z
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04:05"} {
+		if at, err := time.Parse(layout, upper); err == nil {
+			return at.UnixMicro() == stored.UnixMicro()
+		}
+	}
+	return false
 }

@@ -54,7 +54,11 @@ func (s *Server) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
-		stopped <- s.http.Shutdown(grace)
+		err := s.http.Shutdown(grace)
+		if errors.Is(err, context.DeadlineExceeded) { // whoever still reads is cut off: no failure of ours
+			err = s.http.Close()
+		}
+		stopped <- err
 	})
 	defer stop()
 	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {

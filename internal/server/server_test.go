@@ -1,0 +1,156 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"auditsink/internal/server"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// get asks for a page and returns status and body.
+func get(t *testing.T, s *server.Server, method, path string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.Addr()+path, nil)
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	require.NoError(t, err)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, errors.Join(err, resp.Body.Close()))
+	return resp.StatusCode, string(body)
+}
+
+// serve runs a server until the test ends, and then requires that it stopped well.
+func serve(t *testing.T, metrics http.Handler, ready func() error) *server.Server {
+	t.Helper()
+	s, err := server.Listen(t.Context(), "127.0.0.1:0", metrics, ready)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-done)
+	})
+	return s
+}
+
+func TestHealth(t *testing.T) {
+	reason := errors.New("lane events/3: waits for Postgres")
+	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, err := io.WriteString(w, "the metrics\n")
+		require.NoError(t, err)
+	})
+	s := serve(t, metrics, func() error { return reason })
+	for _, c := range []struct {
+		path, body string
+		status     int
+	}{
+		{"/healthz", "ok\n", 200},
+		{"/readyz", "lane events/3: waits for Postgres\n", 503},
+		{"/metrics", "the metrics\n", 200},
+		{"/", "404 page not found\n", 404},
+		{"/healthz/more", "404 page not found\n", 404},
+	} {
+		status, body := get(t, s, http.MethodGet, c.path)
+		require.Equal(t, c.status, status, c.path)
+		require.Equal(t, c.body, body, c.path)
+	}
+	status, _ := get(t, s, http.MethodPost, "/healthz")
+	require.Equal(t, http.StatusMethodNotAllowed, status)
+	status, _ = get(t, s, http.MethodHead, "/readyz")
+	require.Equal(t, http.StatusServiceUnavailable, status)
+
+	reason = nil
+	status, body := get(t, s, http.MethodGet, "/readyz")
+	require.Equal(t, http.StatusOK, status)
+	require.Equal(t, "ok\n", body)
+}
+
+func TestAddressInUse(t *testing.T) {
+	s := serve(t, http.NotFoundHandler(), func() error { return nil })
+	_, err := server.Listen(t.Context(), s.Addr(), http.NotFoundHandler(), func() error { return nil })
+	require.ErrorContains(t, err, "AUDITSINK_HTTP_ADDR")
+	require.ErrorContains(t, err, s.Addr())
+	require.ErrorContains(t, err, "in use")
+}
+
+// TestServeStops: with the context, after what is under way has been answered, and not before.
+func TestServeStops(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	slow := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(asked)
+		<-answer
+		_, err := io.WriteString(w, "late")
+		require.NoError(t, err)
+	})
+	s, err := server.Listen(t.Context(), "127.0.0.1:0", slow, func() error { return nil })
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	body := make(chan string, 1)
+	go func() {
+		_, text := get(t, s, http.MethodGet, "/metrics")
+		body <- text
+	}()
+	<-asked
+	cancel()
+	// The listener goes first.
+	for {
+		again, err := server.Listen(t.Context(), s.Addr(), slow, func() error { return nil })
+		if err == nil {
+			stop, end := context.WithCancel(t.Context())
+			end()
+			require.NoError(t, again.Serve(stop))
+			break
+		}
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("ended with a request under way: %v", err)
+	default:
+	}
+	close(answer)
+	require.Equal(t, "late", <-body)
+	require.NoError(t, <-done)
+}
+
+// TestServeStopsInTheEnd: whoever never finishes reading doesn't keep the worker.
+func TestServeStopsInTheEnd(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	stuck := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(asked)
+		<-answer
+	})
+	s, err := server.Listen(t.Context(), "127.0.0.1:0", stuck, func() error { return nil })
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	asking, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", s.Addr())
+	require.NoError(t, err)
+	defer asking.Close() //nolint:errcheck // it was cut off
+	_, err = io.WriteString(asking, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+	require.NoError(t, err)
+	<-asked
+	cancel()
+	select {
+	case err = <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("it never ends")
+	}
+	close(answer)
+	// A scrape that was cut off is no failure of the worker.
+	require.NoError(t, err)
+}
