@@ -121,7 +121,7 @@ func TestExplainReal(t *testing.T) {
 			if c.sql != "" {
 				require.NoError(t, err)
 				_, err = conn.Exec(t.Context(), c.sql)
-				conn.Conn().Close(t.Context()) //nolint:errcheck,gosec // its session has other settings now
+				conn.Conn().Close(t.Context()) //nolint:errcheck // its session has other settings now
 				conn.Release()
 			}
 			require.Error(t, err)
