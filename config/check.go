@@ -71,8 +71,6 @@ func (c *check) config(cfg Config, needs []Need) {
 		c.postgres("POSTGRES_MAINTENANCE_URL", cfg.PostgresMaintenanceURL)
 	}
 	order(c, "POOL_MIN_CONNS", cfg.PoolMinConns, "POOL_MAX_CONNS", cfg.PoolMaxConns)
-	order(c, "FLUSH_BYTES", cfg.FlushBytes, "BUFFER_BYTES", cfg.BufferBytes)
-	order(c, "EVENT_MAX_BYTES", cfg.EventMaxBytes, "FLUSH_BYTES", cfg.FlushBytes)
 	if host, port, err := net.SplitHostPort(cfg.HTTPAddr); err != nil || !portNumber(port, 0) || strings.Contains(host, "/") {
 		c.add(Prefix+"HTTP_ADDR", cfg.HTTPAddr, "is not an address to listen on", "Set host:port, such as 127.0.0.1:9464 or :9464.")
 	}

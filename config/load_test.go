@@ -146,8 +146,6 @@ func TestLoadProblems(t *testing.T) {
 		"both":            {map[string]string{"AUDITSINK_POSTGRES_URL": "postgres://h/d", "AUDITSINK_POSTGRES_URL_FILE": missing}, []Need{Postgres}, "AUDITSINK_POSTGRES_URL", "", "both set", "one of them"},
 
 		"min over max":     {map[string]string{"AUDITSINK_POOL_MIN_CONNS": "21"}, nil, "AUDITSINK_POOL_MIN_CONNS", "21", `AUDITSINK_POOL_MAX_CONNS="20"`, "Lower"},
-		"flush over all":   {map[string]string{"AUDITSINK_FLUSH_BYTES": "65MiB"}, nil, "AUDITSINK_FLUSH_BYTES", "65MiB", `AUDITSINK_BUFFER_BYTES="64MiB"`, "raise"},
-		"event over flush": {map[string]string{"AUDITSINK_EVENT_MAX_BYTES": "9MiB"}, nil, "AUDITSINK_EVENT_MAX_BYTES", "9MiB", `AUDITSINK_FLUSH_BYTES="8MiB"`, "Lower"},
 		"address":          {map[string]string{"AUDITSINK_HTTP_ADDR": "9464"}, nil, "AUDITSINK_HTTP_ADDR", "9464", "not an address", ":9464"},
 		"URL as address":   {map[string]string{"AUDITSINK_HTTP_ADDR": "http://localhost:9464"}, nil, "AUDITSINK_HTTP_ADDR", "http://localhost:9464", "not an address", "host:port"},
 
@@ -197,7 +195,7 @@ func TestLoadTakesConnectionStrings(t *testing.T) {
 
 func TestLoadReportsAllProblemsAtOnceInOrder(t *testing.T) {
 	environment(t, map[string]string{
-		"AUDITSINK_LOG_LEVEL": "loud", "AUDITSINK_FLUSH_ROWS": "x", "AUDITSINK_FLUSH_BYTES": "y", "AUDITSINK_EVENT_MAX_BYTES": "9MiB", "AUDITSINK_POOL_MIN_CONNS": "30",
+		"AUDITSINK_LOG_LEVEL": "loud", "AUDITSINK_FLUSH_ROWS": "x", "AUDITSINK_FLUSH_BYTES": "y", "AUDITSINK_POOL_MIN_CONNS": "30",
 		"AUDITSINK_KAFKA_BROKER": "k:9092", "AUDITSINK_A": "1", "AUDITSINK_HTTP_ADR": "1",
 		"AUDITSINK_KAFKA_SASL_PASSWORD": "p", "AUDITSINK_KAFKA_SASL_PASSWORD_FILE": "f",
 	})
@@ -246,12 +244,12 @@ func TestValidateChecksSettingsMadeInCode(t *testing.T) {
 	cfg.KafkaBrokers, cfg.KafkaTopics, cfg.PostgresURL = []string{"k"}, []string{"t"}, "host=h"
 	require.NoError(t, cfg.Validate(Kafka, Topics, Postgres))
 
-	cfg.FlushRows, cfg.HTTPAddr, cfg.EventMaxBytes = 0, "", cfg.FlushBytes+1
+	cfg.FlushRows, cfg.HTTPAddr, cfg.PoolMinConns = 0, "", cfg.PoolMaxConns+1
 	var e *Error
 	require.ErrorAs(t, cfg.Validate(), &e)
 	require.Len(t, e.Problems, 3)
-	require.Equal(t, "AUDITSINK_FLUSH_ROWS", e.Problems[0].Variable)
-	require.Equal(t, "AUDITSINK_EVENT_MAX_BYTES", e.Problems[1].Variable)
+	require.Equal(t, "AUDITSINK_POOL_MIN_CONNS", e.Problems[0].Variable)
+	require.Equal(t, "AUDITSINK_FLUSH_ROWS", e.Problems[1].Variable)
 	require.Equal(t, "AUDITSINK_HTTP_ADDR", e.Problems[2].Variable)
 }
 
