@@ -51,7 +51,7 @@ type Config struct {
 	FlushRows     int           `envconfig:"FLUSH_ROWS" default:"5000" min:"1" max:"1000000" desc:"Records at which a lane's batch is stored"`
 	FlushBytes    Size          `envconfig:"FLUSH_BYTES" default:"8MiB" min:"1" max:"1GiB" desc:"Bytes of records at which a lane's batch is stored, or half of its share of AUDITSINK_BUFFER_BYTES where that is less"`
 	FlushInterval time.Duration `envconfig:"FLUSH_INTERVAL" default:"500ms" min:"1ms" desc:"Age at which a lane's batch is stored"`
-	BufferBytes   Size          `envconfig:"BUFFER_BYTES" default:"64MiB" min:"1" desc:"Bytes of records held in memory, shared out among the lanes; a lane over its share pauses"`
+	BufferBytes   Size          `envconfig:"BUFFER_BYTES" default:"32MiB" min:"1" desc:"Bytes of records held in memory, shared out among the lanes; a lane over its share pauses"`
 
 	PartitionAhead int `envconfig:"PARTITION_AHEAD" default:"6" min:"1" max:"120" desc:"Months for which partitions are created ahead, besides the current one"`
 

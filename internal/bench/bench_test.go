@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"auditsink/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// TestRun is a whole run, of few events: its figures mean nothing, but every event must be there once.
+func TestRun(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "figures.json")
+	o, err := parse([]string{"-events", "3001", "-indexed-events", "2000", "-lanes", "3", "-rounds", "2", "-json", path})
+	require.NoError(t, err)
+	require.NoError(t, run(t.Context(), o))
+
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+	var r report
+	require.NoError(t, json.Unmarshal(raw, &r))
+	require.Len(t, r.Runs, 4)
+	require.Len(t, r.Medians, 2)
+	for _, f := range r.Runs {
+		require.Len(t, f.Ceilings, 3)
+		require.Positive(t, f.Ceiling.Whole)
+		require.Positive(t, f.CPUSeconds)
+		require.Greater(t, f.PeakMB, 5.0)
+	}
+	require.Equal(t, 3001, r.Runs[0].Events)
+	require.Equal(t, 2000, r.Runs[2].Events)
+}
+
+// TestCeilingRows holds the rows of the ceiling against what the columns must hold, and their indexes against the variants.
+func TestCeilingRows(t *testing.T) {
+	const events = 500
+	ctx := t.Context()
+	b := &bench{
+		options: options{lanes: 2}, kafka: testkit.Kafka(t), postgres: testkit.PostgresServerFor(t, 18),
+	}
+	l, err := b.preload(ctx, testkit.Name(t), events)
+	require.NoError(t, err)
+	for name, wanted := range map[string]int{"none": 0, "all": 17} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, b.onDatabase(ctx, name == "all", func(db *database) error {
+				_, err := copyAll(ctx, db, l, 2)
+				require.NoError(t, err)
+				require.NoError(t, db.verify(ctx, events))
+				require.ErrorContains(t, db.verify(ctx, events+1), "500 rows")
+
+				var indexes, proven, lanes int
+				require.NoError(t, db.conn.QueryRow(ctx, `SELECT count(*) FROM pg_index
+					WHERE indrelid = (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_log'::regclass LIMIT 1)`).Scan(&indexes))
+				require.Equal(t, wanted, indexes)
+				require.NoError(t, db.conn.QueryRow(ctx, `SELECT count(*), count(DISTINCT lane_id) FROM audit_log
+					WHERE hash ~ '^[0-9a-f]{64}$' AND hash_algorithm = 'SHA-256' AND action <> '' AND status <> '' AND details ? 'sessionContext'
+					AND timestamp BETWEEN now() - interval '1 minute' AND now() AND lane_offset < 250`).Scan(&proven, &lanes))
+				require.Equal(t, events, proven)
+				require.Equal(t, 2, lanes)
+
+				_, err = db.conn.Exec(ctx, `INSERT INTO audit_log (timestamp, action, status, lane_id, lane_offset) VALUES (now(), 'x', 'success', 1, 0)`)
+				require.NoError(t, err)
+				require.Error(t, db.verify(ctx, events), "an event stored twice")
+				require.Error(t, db.verify(ctx, events+1), "an event missing and another stored twice")
+				return nil
+			}))
+		})
+	}
+}
+
+func TestParse(t *testing.T) {
+	o, err := parse(nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"none", "all"}, o.variants)
+	require.Equal(t, 1_000_000, o.events)
+	o, err = parse([]string{"-variants", "all", "-set", "A=1", "-set", "B=x=y"})
+	require.NoError(t, err)
+	require.Equal(t, []string{"all"}, o.variants)
+	require.Equal(t, []string{"A=1", "B=x=y"}, o.settings)
+	_, err = parse([]string{"-h"})
+	require.ErrorIs(t, err, flag.ErrHelp)
+	for _, args := range [][]string{
+		{"-variants", ""}, {"-variants", "some"}, {"-set", "A"}, {"-rounds", "0"}, {"-lanes", "0"}, {"-events", "39"}, {"more"}, {"-no"},
+	} {
+		_, err := parse(args)
+		require.Error(t, err, args)
+	}
+}
+
+func TestRate(t *testing.T) {
+	begin := time.Unix(0, 0)
+	at := func(seconds int, stored int64) point {
+		return point{begin.Add(time.Duration(seconds) * time.Second), stored}
+	}
+	progress := []point{at(0, 0), at(5, 100), at(6, 150), at(10, 1100)}
+	require.InDelta(t, 200, rate(progress, 1), 1e-9)
+	require.InDelta(t, 237.5, rate(progress, 150), 1e-9)
+	require.InDelta(t, 237.5, rate(progress, 101), 1e-9)
+	require.Zero(t, rate(progress, 151), "nothing to measure between the last two points")
+}
+
+func TestRatesOf(t *testing.T) {
+	at := func(seconds, stored int64) point { return point{time.Unix(seconds, 0), stored} }
+	progress := []point{at(0, 0), at(5, 100), at(6, 300), at(10, 1100)}
+	require.Equal(t, rates{Whole: 200, Steady: 200}, ratesOf(progress, 1, 1100))
+	require.Equal(t, rates{Whole: 110, Steady: 200}, ratesOf(progress, 0, 1100))
+	require.Equal(t, rates{Whole: 110, Steady: 200}, ratesOf(progress, 0, 1500))
+}
+
+func TestMedians(t *testing.T) {
+	f := func(variant string, round int, v float64) figures {
+		return figures{
+			Variant: variant, Round: round, Ceilings: []rates{{v, 2 * v}, {3 * v, 4 * v}}, Ceiling: rates{v, v + 1}, Worker: rates{v + 2, v + 3},
+			Ratio: rates{v + 4, v + 5}, CPUSeconds: v + 6, CPUPerMillion: v + 7, PeakMB: v + 8,
+		}
+	}
+	runs := []figures{f("none", 1, 30), f("none", 2, 10), f("none", 3, 20), f("all", 1, 4), f("all", 2, 2)}
+	require.Equal(t, []figures{f("none", 0, 20), f("all", 0, 3)}, medians(runs))
+	require.Equal(t, f("none", 1, 30), runs[0], "the runs stay as they were")
+}
+
+func TestCompare(t *testing.T) {
+	f := figures{Events: 2_000_000, Ceilings: []rates{{100, 200}, {400, 300}, {200, 600}}, Worker: rates{100, 300}, CPUSeconds: 7}
+	f.compare()
+	require.Equal(t, rates{400, 600}, f.Ceiling)
+	require.Equal(t, rates{0.25, 0.5}, f.Ratio)
+	require.InDelta(t, 3.5, f.CPUPerMillion, 1e-9)
+}
+
+func TestPublish(t *testing.T) {
+	r := report{Facts: []fact{{"Go", "1"}}, Runs: []figures{{Variant: "none", Round: 1, Events: 10, Ceilings: []rates{{1, 2}}, Ratio: rates{0.617, 0.753}}}}
+	var out bytes.Buffer
+	require.NoError(t, r.publish(&out, ""))
+	require.Regexp(t, `(?m)^Go +1$`, out.String())
+	require.Regexp(t, `(?m)^none +1 +10 .* 0\.75 .* 0\.62 `, out.String())
+	require.Regexp(t, `(?m)^none +median +10 .* 0\.75 .* 0\.62 `, out.String())
+	require.ErrorContains(t, (&report{}).publish(&out, filepath.Join(t.TempDir(), "no", "folder")), "write the report")
+}

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+)
+
+// ceiling returns how many rows a second the server takes over so many connections, when all they do is COPY.
+func (b *bench) ceiling(ctx context.Context, l *load, indexes bool, connections int) (r rates, err error) {
+	err = b.onDatabase(ctx, indexes, func(db *database) error {
+		progress, err := copyAll(ctx, db, l, connections)
+		if err == nil {
+			r = ratesOf(progress, 0, l.events)
+		}
+		return err
+	})
+	return r, err
+}
+
+// copyAll stores all chunks, a transaction each, and returns how that got on.
+func copyAll(ctx context.Context, db *database, l *load, connections int) (progress []point, err error) {
+	conns := make([]*pgx.Conn, connections)
+	for i := range conns {
+		if conns[i], err = pgx.Connect(ctx, db.url); err != nil {
+			return nil, fmt.Errorf("connect: %w", err)
+		}
+		defer func() { err = errors.Join(err, conns[i].Close(context.WithoutCancel(ctx))) }()
+	}
+	queue := make(chan []byte, len(l.chunks))
+	for _, chunk := range l.chunks {
+		queue <- chunk
+	}
+	close(queue)
+
+	if err := db.checkpoint(ctx); err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex // guards progress
+	progress = []point{{at: time.Now()}}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, conn := range conns {
+		group.Go(func() error {
+			for chunk := range queue {
+				// Outside of a transaction a statement is one, without round trips for BEGIN and COMMIT.
+				tag, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(chunk), copyRows)
+				if err != nil {
+					return fmt.Errorf("copy: %w", err)
+				}
+				mu.Lock()
+				progress = append(progress, point{time.Now(), progress[len(progress)-1].stored + tag.RowsAffected()})
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	if stored := progress[len(progress)-1].stored; stored != int64(l.events) {
+		return nil, fmt.Errorf("%d of %d rows copied", stored, l.events)
+	}
+	return progress, nil
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"auditsink/migrations"
+	"auditsink/partitions"
+)
+
+// database is a new one with the schema that the worker finds, made for one measurement.
+type database struct {
+	url  string
+	conn *pgx.Conn
+}
+
+// onDatabase makes a database, with or without what slows inserts down, hands it over, and drops it.
+func (b *bench) onDatabase(ctx context.Context, indexes bool, do func(*database) error) (err error) {
+	url, err := b.postgres.CreateDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.postgres.DropDatabase(context.WithoutCancel(ctx), url)) }()
+	if _, err := migrations.Apply(ctx, url); err != nil {
+		return err
+	}
+	if err := ensurePartitions(ctx, url); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	db := &database{url: url, conn: conn}
+	if !indexes {
+		if err := db.dropIndexes(ctx); err != nil {
+			return err
+		}
+	}
+	return do(db)
+}
+
+func ensurePartitions(ctx context.Context, url string) error {
+	pool, err := pgxpool.New(ctx, url)
+	if err != nil {
+		return fmt.Errorf("open a connection pool: %w", err)
+	}
+	defer pool.Close()
+	// The events were made some minutes ago, maybe in another month.
+	_, err = partitions.Ensure(ctx, pool, time.Now().Add(-time.Hour), 2)
+	return err
+}
+
+// dropIndexes drops the primary key and all indexes of audit_log, and with them those of its partitions.
+func (db *database) dropIndexes(ctx context.Context) error {
+	_, err := db.conn.Exec(ctx, `
+		ALTER TABLE audit_log DROP CONSTRAINT audit_log_pkey;
+		DO $$
+		DECLARE i regclass;
+		BEGIN
+			FOR i IN SELECT indexrelid FROM pg_index WHERE indrelid = 'audit_log'::regclass LOOP
+				EXECUTE 'DROP INDEX ' || i;
+			END LOOP;
+		END $$`)
+	if err != nil {
+		return fmt.Errorf("drop the indexes: %w", err)
+	}
+	return nil
+}
+
+// checkpoint spares a measurement the writing of what was there before it.
+func (db *database) checkpoint(ctx context.Context) error {
+	if _, err := db.conn.Exec(ctx, `CHECKPOINT`); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	return nil
+}
+
+// stored is how many records the lanes' positions have moved past. Reading it costs next to nothing: a row for each lane.
+func (db *database) stored(ctx context.Context) (records int64, err error) {
+	err = db.conn.QueryRow(ctx, `SELECT coalesce(sum(next_offset), 0)::bigint FROM audit_lane`).Scan(&records)
+	if err != nil {
+		return 0, fmt.Errorf("read the positions: %w", err)
+	}
+	return records, nil
+}
+
+// verify requires that every event is exactly one row.
+func (db *database) verify(ctx context.Context, events int) error {
+	var rows, distinct, quarantined int
+	err := db.conn.QueryRow(ctx, `
+		SELECT count(*), count(DISTINCT lane_id::bigint << 40 | lane_offset), (SELECT count(*) FROM audit_quarantine)
+		FROM audit_log`).Scan(&rows, &distinct, &quarantined)
+	switch {
+	case err != nil:
+		return fmt.Errorf("count the rows: %w", err)
+	case rows != events || distinct != events || quarantined != 0:
+		return fmt.Errorf("of %d events, %d rows were stored for %d different offsets, and %d went to quarantine", events, rows, distinct, quarantined)
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+// Command bench measures a worker end to end, on a real Kafka and a real PostgreSQL that it starts itself, beside the ceiling: the
+// fastest that the same server takes the same rows, already encoded, in the same run. docs/performance.md explains the figures.
+//
+// It fails when an event is missing or stored twice, and never for being slow.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"auditsink/internal/testkit"
+)
+
+// options are the command line's.
+type options struct {
+	events, indexedEvents int
+	lanes                 int
+	rounds                int
+	flushRows             int
+	variants              []string
+	settings              []string // further AUDITSINK_ variables of the worker, as NAME=VALUE
+	binary                string   // of the worker; empty to build it
+	json                  string   // file for the raw figures
+}
+
+func main() {
+	o, err := parse(os.Args[1:])
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bench:", err, "(see -h)")
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err = run(ctx, o)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
+	flags.IntVar(&o.indexedEvents, "indexed-events", 500_000, "events of the variant all")
+	flags.IntVar(&o.lanes, "lanes", 4, "partitions of the topic")
+	flags.IntVar(&o.rounds, "rounds", 3, "rounds, of which the medians are taken")
+	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
+	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
+	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
+	variants := flags.String("variants", "none,all", "indexes on audit_log: none, all, or both parted by a comma")
+	flags.Func("set", "another variable of the worker, NAME=VALUE; may be repeated", func(s string) error {
+		if !strings.Contains(s, "=") {
+			return errors.New("want NAME=VALUE")
+		}
+		o.settings = append(o.settings, s)
+		return nil
+	})
+	flags.SetOutput(io.Discard) // main says what is wrong
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			flags.SetOutput(os.Stderr)
+			flags.Usage()
+		}
+		return o, err
+	}
+	for _, name := range strings.Split(*variants, ",") {
+		if name != "none" && name != "all" {
+			return o, fmt.Errorf("-variants: %q is neither none nor all", name)
+		}
+		o.variants = append(o.variants, name)
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.lanes < 1 || o.rounds < 1 || min(o.events, o.indexedEvents) < 10*o.lanes {
+		return o, errors.New("-lanes and -rounds must be positive, -events and -indexed-events ten times -lanes")
+	}
+	return o, nil
+}
+
+// bench is the servers and the worker that all rounds use.
+type bench struct {
+	options
+	kafka    *testkit.Broker
+	postgres *testkit.PostgresServer
+	folder   string // for the worker's binary and its logs
+}
+
+// run measures everything and prints the report. What it started has ended when it returns.
+func run(ctx context.Context, o options) (err error) {
+	b := &bench{options: o}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	r := report{Facts: b.facts(ctx)}
+	for _, name := range o.variants {
+		runs, err := b.variant(ctx, name)
+		if err != nil {
+			return fmt.Errorf("measure with indexes: %s: %w", name, err)
+		}
+		r.Runs = append(r.Runs, runs...)
+	}
+	return r.publish(os.Stdout, o.json)
+}
+
+// start builds the worker and starts the servers.
+func (b *bench) start(ctx context.Context) (err error) {
+	if b.folder, err = os.MkdirTemp("", "auditsink-bench-"); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	if b.binary == "" {
+		b.binary = filepath.Join(b.folder, "auditsink")
+		say("building the worker")
+		build := exec.CommandContext(ctx, "go", "build", "-o", b.binary, "auditsink/cmd/auditsink") //nolint:gosec // our own folder
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if output, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build the worker: %w\n%s", err, output)
+		}
+	}
+	say("starting Kafka and PostgreSQL")
+	// The heap is small, since a broker's cache is the kernel's; the JIT is the usual one, other than in tests.
+	if b.kafka, err = testkit.StartKafka(ctx, testkit.KafkaOptions{JVM: []string{"-Xmx512m", "-XX:+UseSerialGC"}}); err != nil {
+		return err
+	}
+	b.postgres, err = testkit.StartPostgres(ctx, testkit.PostgresOptions{
+		Version:  18,
+		Settings: map[string]string{"shared_buffers": "2GB", "wal_compression": "on"},
+	})
+	return err
+}
+
+// close ends the servers and removes everything.
+func (b *bench) close() error {
+	var errs []error
+	if b.postgres != nil {
+		errs = append(errs, b.postgres.Close())
+	}
+	if b.kafka != nil {
+		errs = append(errs, b.kafka.Close())
+	}
+	return errors.Join(append(errs, os.RemoveAll(b.folder))...)
+}
+
+// variant runs all rounds with or without indexes, the ceiling and the worker in turn, so that what slows the machine for a
+// while slows both.
+func (b *bench) variant(ctx context.Context, name string) ([]figures, error) {
+	events := b.events
+	if name == "all" {
+		events = b.indexedEvents
+	}
+	say("indexes: %s: making %d events", name, events)
+	load, err := b.preload(ctx, "bench-"+name, events)
+	if err != nil {
+		return nil, err
+	}
+	var runs []figures
+	for round := range b.rounds {
+		f := figures{Variant: name, Round: round + 1, Events: events, EventBytes: load.bytes / float64(events)}
+		for _, connections := range []int{1, 2, 4} {
+			r, err := b.ceiling(ctx, load, name == "all", connections)
+			if err != nil {
+				return nil, fmt.Errorf("ceiling with %d connections: %w", connections, err)
+			}
+			f.Ceilings = append(f.Ceilings, r)
+		}
+		if err := b.endToEnd(ctx, load, &f); err != nil {
+			return nil, fmt.Errorf("end to end: %w", err)
+		}
+		f.compare()
+		say("indexes: %s: round %d: %s", name, f.Round, f)
+		runs = append(runs, f)
+	}
+	return runs, nil
+}
+
+// say tells how it goes. The report alone goes to standard output.
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
+}
