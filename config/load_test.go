@@ -145,9 +145,9 @@ func TestLoadProblems(t *testing.T) {
 		"empty file":      {map[string]string{"AUDITSINK_EVENT_SIGNATURE_KEY_FILE": file(t, "\n")}, nil, "AUDITSINK_EVENT_SIGNATURE_KEY_FILE", "", "empty file", "Write"},
 		"both":            {map[string]string{"AUDITSINK_POSTGRES_URL": "postgres://h/d", "AUDITSINK_POSTGRES_URL_FILE": missing}, []Need{Postgres}, "AUDITSINK_POSTGRES_URL", "", "both set", "one of them"},
 
-		"min over max":     {map[string]string{"AUDITSINK_POOL_MIN_CONNS": "21"}, nil, "AUDITSINK_POOL_MIN_CONNS", "21", `AUDITSINK_POOL_MAX_CONNS="20"`, "Lower"},
-		"address":          {map[string]string{"AUDITSINK_HTTP_ADDR": "9464"}, nil, "AUDITSINK_HTTP_ADDR", "9464", "not an address", ":9464"},
-		"URL as address":   {map[string]string{"AUDITSINK_HTTP_ADDR": "http://localhost:9464"}, nil, "AUDITSINK_HTTP_ADDR", "http://localhost:9464", "not an address", "host:port"},
+		"min over max":   {map[string]string{"AUDITSINK_POOL_MIN_CONNS": "21"}, nil, "AUDITSINK_POOL_MIN_CONNS", "21", `AUDITSINK_POOL_MAX_CONNS="20"`, "Lower"},
+		"address":        {map[string]string{"AUDITSINK_HTTP_ADDR": "9464"}, nil, "AUDITSINK_HTTP_ADDR", "9464", "not an address", ":9464"},
+		"URL as address": {map[string]string{"AUDITSINK_HTTP_ADDR": "http://localhost:9464"}, nil, "AUDITSINK_HTTP_ADDR", "http://localhost:9464", "not an address", "host:port"},
 
 		"misspelt":          {map[string]string{"AUDITSINK_POSTGRES_ULR": "postgres://u:hunter2@h"}, nil, "AUDITSINK_POSTGRES_ULR", "", "not a setting", "Did you mean AUDITSINK_POSTGRES_URL?"},
 		"misspelt file":     {map[string]string{"AUDITSINK_POSTGRESS_URL_FILE": "f"}, nil, "AUDITSINK_POSTGRESS_URL_FILE", "", "not a setting", "Did you mean AUDITSINK_POSTGRES_URL_FILE?"},
