@@ -18,8 +18,8 @@ help: ## Show this list
 build: ## Build bin/auditsink, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/auditsink ./cmd/auditsink
 
-dev: ## Run everything on this machine, with an embedded broker and database
-	$(GO) run ./cmd/auditsink dev
+dev: build ## Run everything on this machine, with an embedded broker and database
+	@bin/auditsink dev
 
 test: ## Run every test with the race detector, on real servers
 	$(GO) test -race -shuffle=on -p 2 -timeout $(TIMEOUT) ./...
