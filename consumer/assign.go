@@ -11,6 +11,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -33,8 +34,15 @@ func (c *Consumer) claim(ctx context.Context, committed map[string]map[int32]kgo
 	topics := slices.Collect(maps.Keys(committed))
 	var details kadm.TopicDetails
 	if !c.insist(ctx, "ask the brokers for the topics' IDs", func() (err error) {
-		details, err = c.admin.ListTopics(ctx, topics...)
-		return err
+		if details, err = c.admin.ListTopics(ctx, topics...); err != nil {
+			return err
+		}
+		for _, topic := range topics { // a topic that is gone for good ends the session, and with it the wait
+			if err := details[topic].Err; kerr.IsRetriable(err) {
+				return fmt.Errorf("topic %q: %w", topic, err)
+			}
+		}
+		return nil
 	}) {
 		return nil, ctx.Err()
 	}

@@ -55,7 +55,7 @@ func TestBatchIsDue(t *testing.T) {
 		require.EqualValues(t, 5, b.To)
 		l.stored(b)
 
-		time.Sleep(700 * time.Millisecond) //nolint:forbidigo // the clock is synctest's
+		time.Sleep(700 * time.Millisecond) // the clock is synctest's
 		began = time.Now()
 		b = l.next(t.Context())
 		require.Equal(t, 300*time.Millisecond, time.Since(began), "what stayed behind is as old as it arrived")

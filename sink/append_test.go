@@ -182,7 +182,7 @@ func TestBackendsTerminated(t *testing.T) {
 		killed := make(chan error, 1)
 		go func() {
 			for i := range 12 {
-				time.Sleep(time.Duration(17*(i%5)+11) * time.Millisecond) //nolint:forbidigo // odd moments are the point
+				time.Sleep(time.Duration(17*(i%5)+11) * time.Millisecond) // odd moments are the point
 				if _, err := admin.Exec(b.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 					WHERE datname = current_database() AND application_name = 'auditsink'`); err != nil {
 					killed <- err
