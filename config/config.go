@@ -26,6 +26,8 @@ type Config struct {
 	KafkaGroup   string   `envconfig:"KAFKA_GROUP" default:"auditsink" desc:"Consumer group, the same for all replicas"`
 	KafkaStart   string   `envconfig:"KAFKA_START" default:"earliest" oneof:"earliest|latest" desc:"Where a lane starts that has neither a position nor a committed offset"`
 
+	KafkaSessionTimeout time.Duration `envconfig:"KAFKA_SESSION_TIMEOUT" default:"10s" min:"1s" max:"30m" desc:"Silence of a worker after which the group gives its lanes to others; the brokers bound it too (group.min.session.timeout.ms, 6s by default)"`
+
 	KafkaTLS           bool   `envconfig:"KAFKA_TLS" default:"false" desc:"Connect to the brokers with TLS (1.2 or later)"`
 	KafkaTLSCAFile     string `envconfig:"KAFKA_TLS_CA_FILE" desc:"PEM file of the authorities that may sign the brokers' certificates; empty for the system's"`
 	KafkaTLSCertFile   string `envconfig:"KAFKA_TLS_CERT_FILE" desc:"PEM file of our certificate, where brokers ask for one (mutual TLS)"`

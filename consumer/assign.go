@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"auditsink/internal/failpoint"
 	"auditsink/sink"
 )
 
@@ -82,6 +83,7 @@ func (c *Consumer) claim(ctx context.Context, committed map[string]map[int32]kgo
 		})
 	}
 	err := group.Wait()
+	failpoint.Hit("consumer.claimed")
 	c.count()
 	return from, err
 }
@@ -224,6 +226,7 @@ func (c *Consumer) start(l *lane, claim sink.Claim) bool {
 
 // revoked gives lanes up in good order: what is buffered is stored and committed first, as far as time allows.
 func (c *Consumer) revoked(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+	failpoint.Hit("consumer.revoked")
 	c.drain(c.named(partitions))
 }
 

@@ -88,7 +88,7 @@ type worker struct {
 func (b *bed) options() consumer.Options {
 	return consumer.Options{
 		Group: b.group, Owner: "test", FlushRows: 500, FlushBytes: 1 << 20, FlushInterval: 50 * time.Millisecond,
-		BufferBytes: 4 << 20, DrainTimeout: 10 * time.Second,
+		BufferBytes: 4 << 20, SessionTimeout: 6 * time.Second, DrainTimeout: 10 * time.Second,
 	}
 }
 
@@ -105,7 +105,7 @@ func (b *bed) start(opts consumer.Options, topics ...kgo.Opt) *worker {
 		return nil, err
 	}
 	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour}, ensure, w.metrics, log)
-	w.Consumer, err = consumer.New(opts, append(topics, kgo.SeedBrokers(b.broker.Brokers()...), kgo.SessionTimeout(6*time.Second), kgo.MetadataMinAge(100*time.Millisecond),
+	w.Consumer, err = consumer.New(opts, append(topics, kgo.SeedBrokers(b.broker.Brokers()...), kgo.MetadataMinAge(100*time.Millisecond),
 		kgo.MetadataMaxAge(2*time.Second)), s, w.metrics, log)
 	require.NoError(b, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.Context()))

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/zap"
 
+	"auditsink/internal/failpoint"
 	"auditsink/internal/kafka"
 	"auditsink/metrics"
 	"auditsink/sink"
@@ -34,6 +35,8 @@ type Options struct {
 	FlushInterval time.Duration
 	// BufferBytes is what all lanes together may hold in memory.
 	BufferBytes int64
+	// SessionTimeout is how long the group waits for this member's heartbeats before it gives its lanes to others.
+	SessionTimeout time.Duration
 	// DrainTimeout bounds the storing of what is buffered when lanes are revoked or the worker stops.
 	DrainTimeout time.Duration
 }
@@ -43,8 +46,6 @@ const (
 	rebalanceTimeout = 60 * time.Second
 	// commitInterval is how far Kafka's offsets may trail behind the positions.
 	commitInterval = time.Second
-	// sessionTimeout is how long the group waits for a member's heartbeats before it gives its lanes to others.
-	sessionTimeout = 10 * time.Second
 	// fetchMaxBytes bounds one fetch from one broker, before it is unpacked, which is held in memory on top of the buffers.
 	fetchMaxBytes = 8 << 20
 	// fetchMaxWait bounds how long a broker keeps a fetch that finds nothing. The client has one fetch under way with a broker, and a lane
@@ -107,8 +108,8 @@ func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.DisableAutoCommit(),
 		kgo.RebalanceTimeout(rebalanceTimeout),
-		kgo.SessionTimeout(sessionTimeout),
-		kgo.HeartbeatInterval(time.Second),
+		kgo.SessionTimeout(opts.SessionTimeout),
+		kgo.HeartbeatInterval(min(time.Second, opts.SessionTimeout/3)),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		// Control records move the position, or the lag behind a transactional producer would never be 0.
@@ -149,6 +150,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.mu.Lock()
 	c.stopping = true
 	c.mu.Unlock()
+	failpoint.Hit("consumer.stopping")
 	c.drain(c.ownLanes())
 	leaving, cancel := context.WithTimeout(c.running, 5*time.Second)
 	defer cancel()
@@ -188,6 +190,7 @@ func (c *Consumer) poll(ctx context.Context) error {
 		}
 		fetches := c.client.PollFetches(polling)
 		fetches.EachPartition(c.deliver)
+		failpoint.Hit("consumer.polled")
 		wake()
 		// Between a poll and AllowRebalance no records are under way, and no lane is taken away.
 		c.move()

@@ -9,6 +9,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 
+	"auditsink/internal/failpoint"
 	"auditsink/sink"
 )
 
@@ -114,6 +115,7 @@ func (c *Consumer) commit(ctx context.Context) {
 	if len(lanes) == 0 {
 		return
 	}
+	failpoint.Hit("consumer.committing")
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := c.commitOffsets(ctx, offsets); err != nil {

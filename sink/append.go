@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"auditsink/internal/event"
+	"auditsink/internal/failpoint"
 	"auditsink/internal/postgres"
 )
 
@@ -27,11 +28,6 @@ const begin = `BEGIN;
 	SET LOCAL idle_in_transaction_session_timeout = '5s';
 	SET LOCAL lock_timeout = '10s';
 	SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3`
-
-// move is the last statement before COMMIT, so that the lane's row is locked for a moment only: a worker that is stopped
-// during the COPY before it holds up nobody.
-const move = `UPDATE audit_lane SET next_offset = $2, leader_epoch = $3, updated_at = now()
-	WHERE lane_id = $1 AND epoch = $4 AND next_offset = $5`
 
 // errUnanswered marks a COMMIT whose outcome is not known.
 var errUnanswered = errors.New("COMMIT was not answered")
@@ -187,12 +183,14 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := pg.Exec(ctx, begin).ReadAll(); err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
+	failpoint.Hit("sink.begun")
 	a.stored, a.reasons = Stored{}, a.reasons[:0]
 	if len(b.Records) > 0 {
 		if err := a.copyRows(ctx, conn); err != nil {
 			return err
 		}
 	}
+	failpoint.Hit("sink.copied")
 	tag, err := conn.Exec(ctx, move, b.Claim.LaneID, b.To, b.LeaderEpoch, b.Claim.Epoch, b.Claim.Next)
 	if err != nil {
 		return fmt.Errorf("move the position of lane %d: %w", b.Claim.LaneID, err)
@@ -200,9 +198,11 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 	if tag.RowsAffected() != 1 {
 		return errNotMoved
 	}
+	failpoint.Hit("sink.moved")
 	if _, err := pg.Exec(ctx, "COMMIT").ReadAll(); err != nil {
 		return fmt.Errorf("%w: %w", errUnanswered, err)
 	}
+	failpoint.Hit("sink.committed")
 	return nil
 }
 

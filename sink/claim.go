@@ -135,7 +135,7 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 			var lane int32
 			err := tx.QueryRow(ctx, `
 				INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, next_offset)
-				VALUES ($1, $2, $3, $4, $5) ON CONFLICT (topic, topic_id, partition) DO NOTHING RETURNING lane_id`,
+				VALUES ($1, $2, $3, $4, $5) ON CONFLICT (topic, topic_id, partition) WHERE state <> 'retired' DO NOTHING RETURNING lane_id`,
 				topic, id, start.Partition, group, begin).Scan(&lane)
 			if errors.Is(err, pgx.ErrNoRows) {
 				continue

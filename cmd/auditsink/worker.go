@@ -139,7 +139,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 	member, err := consumer.New(consumer.Options{
 		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
 		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
-		BufferBytes: int64(cfg.BufferBytes), DrainTimeout: min(cfg.ShutdownTimeout/2, 20*time.Second),
+		BufferBytes: int64(cfg.BufferBytes), SessionTimeout: cfg.KafkaSessionTimeout, DrainTimeout: min(cfg.ShutdownTimeout/2, 20*time.Second),
 	}, append(opts, kafka.ConsumeTopics(cfg.KafkaTopics)...), s, m, log)
 	if err != nil {
 		return err
