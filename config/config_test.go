@@ -29,7 +29,7 @@ func environment(t testing.TB, vars map[string]string) {
 
 func TestDefaultValues(t *testing.T) {
 	require.Equal(t, Config{
-		KafkaGroup: "auditsink", KafkaStart: "earliest",
+		KafkaGroup: "auditsink", KafkaStart: "earliest", KafkaSessionTimeout: 10 * time.Second,
 		PostgresPrepared: true,
 		PoolMinConns:     2, PoolMaxConns: 20, PoolIdleTimeout: 30 * time.Second, PoolAcquireTimeout: 10 * time.Second,
 		PoolRetryAttempts: 3, PoolRetryDelay: time.Second,

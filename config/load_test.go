@@ -21,7 +21,7 @@ func file(t testing.TB, content string) string {
 func TestLoadReadsEverything(t *testing.T) {
 	environment(t, map[string]string{
 		"AUDITSINK_KAFKA_BROKERS": "a:9092, b ,[::1]:9093,", "AUDITSINK_KAFKA_TOPICS": " audit.events,^audit-.*$",
-		"AUDITSINK_KAFKA_GROUP": "g", "AUDITSINK_KAFKA_START": "latest",
+		"AUDITSINK_KAFKA_GROUP": "g", "AUDITSINK_KAFKA_START": "latest", "AUDITSINK_KAFKA_SESSION_TIMEOUT": "30s",
 		"AUDITSINK_KAFKA_TLS": "true", "AUDITSINK_KAFKA_TLS_CA_FILE": "ca.pem", "AUDITSINK_KAFKA_TLS_CERT_FILE": "cert.pem",
 		"AUDITSINK_KAFKA_TLS_KEY_FILE": "key.pem", "AUDITSINK_KAFKA_TLS_SERVER_NAME": "kafka",
 		"AUDITSINK_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512", "AUDITSINK_KAFKA_SASL_USERNAME": "me",
@@ -39,7 +39,7 @@ func TestLoadReadsEverything(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Config{
 		KafkaBrokers: []string{"a:9092", "b", "[::1]:9093"}, KafkaTopics: []string{"audit.events", "^audit-.*$"},
-		KafkaGroup: "g", KafkaStart: "latest",
+		KafkaGroup: "g", KafkaStart: "latest", KafkaSessionTimeout: 30 * time.Second,
 		KafkaTLS: true, KafkaTLSCAFile: "ca.pem", KafkaTLSCertFile: "cert.pem", KafkaTLSKeyFile: "key.pem", KafkaTLSServerName: "kafka",
 		KafkaSASLMechanism: "SCRAM-SHA-512", KafkaSASLUsername: "me", KafkaSASLPassword: " pass\nword ",
 		PostgresURL: "postgres://u:p%40@h/d", PostgresMaintenanceURL: "host=h user=u", PostgresSSLMode: "verify-full",
