@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/zap"
@@ -132,13 +133,17 @@ func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *
 	return c, nil
 }
 
+// ErrRejoin is returned by [Consumer.Run] after an operator has accepted or reset lanes that had halted: a new consumer can claim them.
+var ErrRejoin = errors.New("lanes that had halted can be claimed again")
+
 // Run consumes until ctx ends, then stores what is buffered, commits, and leaves the group. It returns nil after that, or the error that
-// no lane can live with.
+// no lane can live with, or [ErrRejoin].
 func (c *Consumer) Run(ctx context.Context) error {
 	defer c.client.CloseAllowingRebalance()
 	var background sync.WaitGroup
 	background.Go(func() { c.every(commitInterval, c.commit) })
 	background.Go(func() { c.every(lagInterval, c.measureLag) })
+	background.Go(func() { c.every(lookInterval, c.look) })
 
 	context.AfterFunc(ctx, func() {
 		c.mu.Lock()
@@ -189,6 +194,12 @@ func (c *Consumer) poll(ctx context.Context) error {
 			wake() // the poll returns at once
 		}
 		fetches := c.client.PollFetches(polling)
+		// Faults first: where the client has read on behind a log that was cut, none of that may get in.
+		fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+			if p.Err != nil {
+				c.fetchFailed(c.lane(p.Topic, p.Partition), p)
+			}
+		})
 		fetches.EachPartition(c.deliver)
 		failpoint.Hit("consumer.polled")
 		wake()
@@ -212,9 +223,6 @@ func (c *Consumer) poll(ctx context.Context) error {
 // deliver gives what was fetched of one partition to its lane.
 func (c *Consumer) deliver(p kgo.FetchTopicPartition) {
 	l := c.lane(p.Topic, p.Partition)
-	if p.Err != nil {
-		c.fetchFailed(l, p)
-	}
 	if l == nil || len(p.Records) == 0 {
 		return
 	}
@@ -232,9 +240,29 @@ func (c *Consumer) fetchFailed(l *lane, p kgo.FetchTopicPartition) {
 		c.fail(fmt.Errorf("consume as group %q: %w", c.opts.Group, p.Err))
 	case l == nil || kgo.IsRetryableBrokerErr(p.Err):
 		c.log.Warn("Kafka reported an error", zap.String("topic", p.Topic), zap.Int32("partition", p.Partition), zap.Error(p.Err))
+	case errors.Is(p.Err, kerr.OffsetOutOfRange): // repeated thousands of times a second, were the lane not paused
+		l.stray()
 	default:
-		c.halt(l, fmt.Errorf("fetch from offset %d: %w", l.position(), p.Err))
+		c.halt(l, fetchFault(p.Err))
 	}
+}
+
+// fetchFault says what is to be done about an error that the brokers go on giving.
+func fetchFault(err error) error {
+	var cut *kgo.ErrDataLoss
+	switch {
+	case errors.As(err, &cut):
+		return logCut(cut.ConsumedTo, cut.ResetTo)
+	case errors.Is(err, kerr.UnknownTopicID), errors.Is(err, kerr.UnknownTopicOrPartition), errors.Is(err, kerr.InconsistentTopicID):
+		return fmt.Errorf("the topic was deleted, or deleted and created again, and nothing more of the old one is to be had (%w)", err)
+	}
+	return fmt.Errorf("fetch: %w", err)
+}
+
+// logCut says that a log ends, or was continued otherwise, before what had been read of it.
+func logCut(read, end int64) error {
+	return fmt.Errorf("the brokers lost records: the log was read up to offset %d, and of that only what is below %d is still there; "+
+		"what was stored stays; see whether a leader was elected uncleanly, or the topic restored", read, end)
 }
 
 // halt stops one lane until an operator has acted, loudly; the others go on.
@@ -243,7 +271,7 @@ func (c *Consumer) halt(l *lane, why error) {
 		return // it has halted already
 	}
 	c.metrics.BufferedBytes.Sub(float64(l.discard()))
-	c.log.Error("lane halted: nothing of it is stored until its cause is mended and the worker restarted",
+	c.log.Error("lane halted: nothing of it is stored until its cause is mended and it is accepted again (auditsink lanes accept)",
 		zap.Stringer("lane", l.id), zap.Int64("position", l.position()), zap.Error(why))
 	c.count()
 }

@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -55,6 +56,10 @@ type lane struct {
 	rows  int
 	// gone says that the lane was given up: its pauses are no longer its own business.
 	gone bool
+	// astray says that the broker doesn't have what comes next; it stays paused until its goroutine has found out why.
+	astray bool
+	// suspect says what is wrong with the position in Postgres, until the lane's goroutine has seen to it.
+	suspect error
 	// bytes counts what is queued and what is in the batch being stored; share is what the lane may hold before it is paused.
 	bytes, share int64
 	paused       bool
@@ -153,28 +158,79 @@ func cost(r *event.Record) int64 {
 	return int64(n)
 }
 
-// next waits until a batch is due: full in rows or bytes, old enough, or the lane draining. nil means that the lane is to end.
-func (l *lane) next(ctx context.Context) *sink.Batch {
+// Why next returns no batch, beside what is wrong with the position.
+var (
+	errAstray = errors.New("the broker doesn't have the next record")
+	errHalted = errors.New("the lane has halted")
+)
+
+// next waits until a batch is due: full in rows or bytes, old enough, or the lane draining or astray. Without a batch it returns what is wrong
+// with the lane, or nil where it is to end.
+func (l *lane) next(ctx context.Context) (*sink.Batch, error) {
 	for {
 		l.mu.Lock()
 		wait, due := l.due(time.Now())
 		if due {
 			b := l.cut()
 			l.mu.Unlock()
-			return b
+			return b, nil
 		}
-		ended := l.phase == draining
+		trouble, ended := l.trouble(), l.phase == draining
 		l.mu.Unlock()
-		if ended {
-			return nil
+		if trouble != nil || ended {
+			return nil, trouble
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return nil, nil //nolint:nilnil // neither is the answer: the lane is to end
 		case <-l.wake:
 		case <-time.After(wait):
 		}
 	}
+}
+
+// trouble is what the lane's goroutine has to see to while no batch is due. l.mu is held.
+func (l *lane) trouble() error {
+	switch {
+	case l.phase == halted:
+		return errHalted
+	case l.phase == running && l.suspect != nil:
+		return l.suspect
+	case l.phase == running && l.astray:
+		return errAstray
+	}
+	return nil
+}
+
+// stray pauses a lane of which the broker doesn't have the next record. What is buffered is stored first.
+func (l *lane) stray() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase != running || l.astray {
+		return
+	}
+	l.astray = true
+	l.pause(true)
+	l.signal()
+}
+
+// check holds the lane against what Postgres says of it, read since the lane had that claim. A lane that has moved on meanwhile, or is about
+// to, is left alone: it finds out by itself.
+func (l *lane) check(had sink.Claim, epoch, next int64, owner string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.phase != running || l.claim != had || !l.flushing.IsZero() {
+		return
+	}
+	switch {
+	case epoch != had.Epoch:
+		l.suspect = &sink.FencedError{Lane: had.LaneID, Epoch: epoch, Owner: owner}
+	case next != had.Next:
+		l.suspect = &sink.MovedError{Lane: had.LaneID, Expected: had.Next, Next: next}
+	default:
+		return
+	}
+	l.signal()
 }
 
 // due tells whether a batch is due, or how long until it will be. l.mu is held.
@@ -182,7 +238,7 @@ func (l *lane) due(now time.Time) (time.Duration, bool) {
 	if l.reached <= l.claim.Next || l.phase != running && l.phase != draining {
 		return time.Hour, false
 	}
-	if l.rows >= l.limits.rows || l.bytes >= min(l.limits.bytes, l.share/2) || l.phase == draining {
+	if l.rows >= l.limits.rows || l.bytes >= min(l.limits.bytes, l.share/2) || l.phase == draining || l.astray {
 		return 0, true
 	}
 	age := now.Sub(l.since)
@@ -234,7 +290,7 @@ func (l *lane) stored(b *sink.Batch) (bytes int64) {
 	if len(l.queue) > 0 {
 		l.oldest = l.queue[0].records[0].Timestamp
 	}
-	if l.paused && l.phase == running && l.bytes < l.share/2 {
+	if l.paused && l.phase == running && !l.astray && l.bytes < l.share/2 {
 		l.pause(false)
 	}
 	return bytes
@@ -290,6 +346,7 @@ func (l *lane) place(c sink.Claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.claim, l.reached, l.leaderEpoch = c, c.Next, c.LeaderEpoch
+	l.astray, l.suspect = false, nil
 }
 
 // resume lets a lane that waits run from its position. It reports whether it did.

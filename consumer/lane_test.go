@@ -28,6 +28,23 @@ func newTestLane(l limits, taps ...*[]bool) *lane {
 	return lane
 }
 
+// due is the batch that is due.
+func due(t *testing.T, l *lane) *sink.Batch {
+	t.Helper()
+	b, trouble := l.next(t.Context())
+	require.NoError(t, trouble)
+	require.NotNil(t, b)
+	return b
+}
+
+// ended requires that the lane is to end, with nothing left to be stored.
+func ended(t *testing.T, l *lane) {
+	t.Helper()
+	b, trouble := l.next(t.Context())
+	require.NoError(t, trouble)
+	require.Nil(t, b)
+}
+
 func records(offsets ...int64) []*kgo.Record {
 	all := make([]*kgo.Record, len(offsets))
 	for i, o := range offsets {
@@ -42,14 +59,14 @@ func TestBatchIsDue(t *testing.T) {
 		l := newTestLane(limits{rows: 3, bytes: 1 << 20, interval: time.Second})
 		l.put(records(0, 1), time.Now())
 		began := time.Now()
-		b := l.next(t.Context())
+		b := due(t, l)
 		require.Equal(t, time.Second, time.Since(began), "by age")
 		require.Len(t, b.Records, 2)
 		l.stored(b)
 
 		l.put(records(2, 3, 4, 5), time.Now())
 		began = time.Now()
-		b = l.next(t.Context())
+		b = due(t, l)
 		require.Zero(t, time.Since(began), "by rows")
 		require.Len(t, b.Records, 3)
 		require.EqualValues(t, 5, b.To)
@@ -57,22 +74,22 @@ func TestBatchIsDue(t *testing.T) {
 
 		time.Sleep(700 * time.Millisecond) // the clock is synctest's
 		began = time.Now()
-		b = l.next(t.Context())
+		b = due(t, l)
 		require.Equal(t, 300*time.Millisecond, time.Since(began), "what stayed behind is as old as it arrived")
 		l.stored(b)
 
 		l.put(records(6), time.Now())
 		l.drain()
 		began = time.Now()
-		b = l.next(t.Context())
+		b = due(t, l)
 		require.Zero(t, time.Since(began), "draining")
 		l.stored(b)
-		require.Nil(t, l.next(t.Context()))
+		ended(t, l)
 
 		l = newTestLane(limits{rows: 1000, bytes: 3 * (recordOverhead + 10), interval: time.Hour})
 		l.put(records(0, 1), time.Now())
 		go l.put(records(2, 3), time.Now())
-		b = l.next(t.Context())
+		b = due(t, l)
 		require.Len(t, b.Records, 3, "by bytes")
 	})
 }
@@ -81,7 +98,7 @@ func TestHolesMoveThePosition(t *testing.T) {
 	l := newTestLane(wide)
 	l.put(records(2, 5), time.Now())
 	l.drain()
-	b := l.next(t.Context())
+	b := due(t, l)
 	require.EqualValues(t, 0, b.Claim.Next, "a batch continues the position, and not its first record")
 	require.EqualValues(t, 6, b.To)
 }
@@ -99,10 +116,10 @@ func TestPausedOverItsShareAndResumedBelowHalf(t *testing.T) {
 	require.Equal(t, []bool{false}, taps)
 	l.put(records(5), time.Now())
 	require.Len(t, taps, 1, "paused already")
-	require.Equal(t, 2*one, l.stored(l.next(t.Context())))
-	l.stored(l.next(t.Context()))
+	require.Equal(t, 2*one, l.stored(due(t, l)))
+	l.stored(due(t, l))
 	require.Len(t, taps, 1, "half is left")
-	l.stored(l.next(t.Context()))
+	l.stored(due(t, l))
 	require.Equal(t, []bool{false, true}, taps)
 }
 
@@ -137,7 +154,7 @@ func TestWhatIsDroppedStaysAhead(t *testing.T) {
 		_, due := l.due(time.Now().Add(time.Hour))
 		require.False(t, due)
 		require.True(t, l.drain())
-		require.Nil(t, l.next(t.Context()))
+		ended(t, l)
 	})
 }
 

@@ -13,40 +13,50 @@ import (
 	"auditsink/sink"
 )
 
-// store is a lane's goroutine: batch after batch into Postgres, until the lane ends.
+// store is a lane's goroutine: batch after batch into Postgres, and whatever comes in between, until the lane ends.
 func (c *Consumer) store(ctx context.Context, l *lane) {
 	for {
-		batch := l.next(ctx)
-		if batch == nil {
+		batch, trouble := l.next(ctx)
+		if batch != nil {
+			trouble = c.append(ctx, l, batch)
+		} else if trouble == nil {
 			return
 		}
-		_, err := c.sink.Append(ctx, batch)
-		if err == nil {
-			c.metrics.BufferedBytes.Sub(float64(l.stored(batch)))
-			continue
-		}
-		if ctx.Err() != nil || !c.recover(ctx, l, err) {
+		if trouble != nil && (ctx.Err() != nil || !c.recover(ctx, l, trouble)) {
 			return
 		}
 	}
 }
 
-// recover goes on after a batch was refused, and reports whether the lane lives on.
-func (c *Consumer) recover(ctx context.Context, l *lane, refusal error) bool {
+// append stores a batch and moves the lane on.
+func (c *Consumer) append(ctx context.Context, l *lane, batch *sink.Batch) error {
+	if _, err := c.sink.Append(ctx, batch); err != nil {
+		return err
+	}
+	c.metrics.BufferedBytes.Sub(float64(l.stored(batch)))
+	return nil
+}
+
+// recover sees to what is wrong with a lane, and reports whether it lives on.
+func (c *Consumer) recover(ctx context.Context, l *lane, trouble error) bool {
 	var fenced *sink.FencedError
 	var moved *sink.MovedError
 	var halt *sink.HaltError
 	switch {
-	case errors.As(refusal, &fenced), errors.As(refusal, &moved):
-		return c.reclaim(ctx, l, refusal)
-	case errors.As(refusal, &halt):
-		c.halt(l, refusal)
-		if err := c.sink.Halt(ctx, l.claimed()); err != nil {
-			c.log.Warn("the halt is not on record in the database", zap.Stringer("lane", l.id), zap.Error(err))
-		}
+	case errors.As(trouble, &fenced), errors.As(trouble, &moved):
+		return c.reclaim(ctx, l, trouble)
+	case errors.Is(trouble, errAstray):
+		return c.findWay(ctx, l)
+	case errors.As(trouble, &halt):
+		c.halt(l, trouble)
+		return true
+	case errors.Is(trouble, errHalted):
+		c.insist(ctx, "put on record that lane "+l.id.String()+" has halted", func() error {
+			return c.sink.Halt(ctx, l.claimed(), c.opts.Owner, l.reason())
+		})
 		return false
 	}
-	c.fail(refusal)
+	c.fail(trouble)
 	return false
 }
 
@@ -54,6 +64,7 @@ func (c *Consumer) recover(ctx context.Context, l *lane, refusal error) bool {
 // its heartbeats that the lane has gone; so two of them must have been answered, for the first may have been on its way already.
 func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
 	c.log.Warn("lane lost its claim or its place: dropping what is buffered", zap.Stringer("lane", l.id), zap.Error(why))
+	was := l.position()
 	if !l.suspend(waiting, why.Error()) {
 		return false // it is being given up
 	}
@@ -83,8 +94,23 @@ func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
 		}
 		return false
 	}
-	l.place(claim)
 	c.log.Info("lane claimed again", zap.Stringer("lane", l.id), zap.Int64("epoch", claim.Epoch), zap.Int64("position", claim.Next))
+	if claim.Next < was {
+		c.metrics.Rewound.Inc()
+		c.log.Error("the database has lost transactions of this lane: fetching their records again", zap.Stringer("lane", l.id),
+			zap.Int64("was", was), zap.Int64("position", claim.Next))
+		if !c.insist(ctx, "put on record that lane "+l.id.String()+" was set back", func() error {
+			return c.sink.Rewound(ctx, claim, was, c.opts.Owner, "the position was set back (a failover or a restore that lost transactions, or lanes reset): its records are fetched again")
+		}) {
+			return false
+		}
+	}
+	return c.continueAt(ctx, l, claim)
+}
+
+// continueAt has a lane that waits fetched from where a claim says. It reports whether the lane lives on.
+func (c *Consumer) continueAt(ctx context.Context, l *lane, claim sink.Claim) bool {
+	l.place(claim)
 	select {
 	case c.moves <- l:
 	case <-ctx.Done():

@@ -36,6 +36,8 @@ type Metrics struct {
 	FlushRetries *prometheus.CounterVec
 	// Fenced counts the batches that were refused because another worker had claimed the lane.
 	Fenced prometheus.Counter
+	// Rewound counts the lanes found set back in the database: a failover or a restore had lost transactions.
+	Rewound prometheus.Counter
 	// LanesOwned and LanesHalted count this worker's lanes.
 	LanesOwned, LanesHalted prometheus.Gauge
 	// BufferedBytes is what lanes hold in memory and have not stored.
@@ -82,6 +84,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		EndToEndSeconds:      histogram("end_to_end_latency_seconds", "Time from a record's timestamp to the commit of its batch.", prometheus.ExponentialBucketsRange(0.005, 3600, 22)),
 		FlushRetries:         counterBy("flush_retries_total", "Failed attempts to store a batch.", "class"),
 		Fenced:               counter("fenced_total", "Batches refused because another worker had claimed the lane."),
+		Rewound:              counter("rewound_total", "Lanes whose position the database had lost, and whose records were fetched again."),
 		LanesOwned:           gauge("lanes_owned", "Lanes assigned to this worker."),
 		LanesHalted:          gauge("lanes_halted", "Lanes of this worker that stand still until an operator acts."),
 		BufferedBytes:        gauge("buffered_bytes", "Bytes of records held in memory and not stored yet."),
@@ -97,7 +100,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		m.Quarantined.WithLabelValues(reason.String())
 	}
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
-		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
+		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
 		m.TablePartitions, m.PartitionsReadyUntil, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

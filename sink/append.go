@@ -29,6 +29,8 @@ const begin = `BEGIN;
 	SET LOCAL lock_timeout = '10s';
 	SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3`
 
+const insertGap = `INSERT INTO audit_gap (lane_id, kind, from_offset, to_offset) VALUES ($1, $2, $3, $4)`
+
 // errUnanswered marks a COMMIT whose outcome is not known.
 var errUnanswered = errors.New("COMMIT was not answered")
 
@@ -109,6 +111,9 @@ func (s *Sink) count(b *Batch, stored Stored, started time.Time) {
 	s.metrics.FlushSeconds.Observe(now.Sub(started).Seconds())
 	s.metrics.FlushRows.Observe(float64(stored.Rows))
 	s.metrics.RowsInserted.Add(float64(stored.Rows))
+	if b.Gap != "" {
+		s.metrics.Gaps.Inc()
+	}
 	millis := now.UnixMilli()
 	for i := range b.Records {
 		if t := b.Records[i].Timestamp; t >= 0 {
@@ -188,6 +193,11 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 	if len(b.Records) > 0 {
 		if err := a.copyRows(ctx, conn); err != nil {
 			return err
+		}
+	}
+	if b.Gap != "" {
+		if _, err := conn.Exec(ctx, insertGap, b.Claim.LaneID, b.Gap, b.Claim.Next, b.To); err != nil {
+			return fmt.Errorf("put a gap of lane %d on record: %w", b.Claim.LaneID, err)
 		}
 	}
 	failpoint.Hit("sink.copied")

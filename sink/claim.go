@@ -27,8 +27,8 @@ func (s *Sink) Claim(ctx context.Context, lane Lane, group, owner string) (Claim
 	defer conn.Release()
 	c := Claim{}
 	err = conn.QueryRow(ctx, `
-		UPDATE audit_lane SET epoch = epoch + 1, owner = $4, state = 'active', updated_at = now()
-		WHERE topic = $1 AND topic_id = $2 AND partition = $3 AND consumer_group = $5
+		UPDATE audit_lane SET epoch = epoch + 1, owner = $4, updated_at = now()
+		WHERE topic = $1 AND topic_id = $2 AND partition = $3 AND consumer_group = $5 AND state = 'active'
 		RETURNING lane_id, epoch, next_offset, leader_epoch`,
 		lane.Topic, pgtype.UUID{Bytes: lane.TopicID, Valid: true}, lane.Partition, owner, group).
 		Scan(&c.LaneID, &c.Epoch, &c.Next, &c.LeaderEpoch)
@@ -41,7 +41,7 @@ func (s *Sink) Claim(ctx context.Context, lane Lane, group, owner string) (Claim
 		}
 		return Claim{}, settled(fmt.Errorf("claim lane %s: %w", lane, err))
 	}
-	return Claim{}, unclaimable(ctx, conn.Conn(), lane, group)
+	return Claim{}, unclaimable(ctx, conn.Conn(), lane, group, owner)
 }
 
 // settled explains an error, and makes one that doesn't pass by itself fatal.
@@ -52,12 +52,44 @@ func settled(err error) error {
 	return &FatalError{postgres.Explain(err)}
 }
 
-// unclaimable finds out why no row of audit_lane is ours.
-func unclaimable(ctx context.Context, db querier, lane Lane, group string) error {
-	if err := foreign(ctx, db, lane.Topic, lane.TopicID, group); err != nil {
-		return err
+// unclaimable finds out why no row of audit_lane is ours to claim.
+func unclaimable(ctx context.Context, db *pgx.Conn, lane Lane, group, owner string) error {
+	refused := foreign(ctx, db, lane.Topic, lane.TopicID, group)
+	if again := (*madeAgainError)(nil); errors.As(refused, &again) {
+		// Not where we are the ones who are behind the times, with a topic ID that was known once.
+		_, err := db.Exec(ctx, `
+			WITH halted AS (
+				UPDATE audit_lane SET state = 'halted', updated_at = now()
+				WHERE topic = $1 AND topic_id <> $2 AND consumer_group = $3 AND state = 'active'
+				  AND NOT EXISTS (SELECT FROM audit_lane WHERE topic = $1 AND topic_id = $2)
+				RETURNING lane_id, next_offset)
+			INSERT INTO audit_lane_event (lane_id, kind, from_offset, reason, client)
+			SELECT lane_id, 'halted', next_offset, $4, $5 FROM halted`,
+			lane.Topic, pgtype.UUID{Bytes: lane.TopicID, Valid: true}, group, again.Error(), owner)
+		if err != nil {
+			return settled(fmt.Errorf("halt the lanes of topic %q: %w", lane.Topic, err))
+		}
+		return &RefusedError{again.Error()}
 	}
-	return ErrUnregistered
+	if refused != nil {
+		return refused
+	}
+	var reason string
+	var since time.Time
+	var id int32
+	err := db.QueryRow(ctx, `
+		SELECT l.lane_id, coalesce(e.reason, 'no reason is on record'), coalesce(e.recorded_at, l.updated_at) FROM audit_lane l
+		LEFT JOIN LATERAL (SELECT reason, recorded_at FROM audit_lane_event e WHERE e.lane_id = l.lane_id AND e.kind = 'halted' ORDER BY id DESC LIMIT 1) e ON true
+		WHERE topic = $1 AND topic_id = $2 AND partition = $3 AND state = 'halted'`,
+		lane.Topic, pgtype.UUID{Bytes: lane.TopicID, Valid: true}, lane.Partition).Scan(&id, &reason, &since)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return ErrUnregistered
+	case err != nil:
+		return settled(fmt.Errorf("look for the lane %s: %w", lane, err))
+	}
+	return &RefusedError{fmt.Sprintf("lane %s halted at %s: %s; once its cause is mended: auditsink lanes accept %d --reason '…'",
+		lane, since.UTC().Format(time.RFC3339), reason, id)}
 }
 
 // querier is a connection or a transaction on one.
@@ -65,10 +97,21 @@ type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-// foreign refuses a topic any of whose lanes is of another topic ID or another group. All its lanes count: of a topic made again with more
-// partitions, or extended while another group stores it, the new ones must not slip in.
+// madeAgainError says that a topic has another ID than its lanes in use.
+type madeAgainError struct {
+	topic    string
+	was, now pgtype.UUID
+}
+
+func (e *madeAgainError) Error() string {
+	return fmt.Sprintf("topic %q was deleted and created again: its ID is %s now, and was %s when it was stored last; its offsets start anew, so continuing could "+
+		"skip or repeat events: bring the old topic back, or begin with the new one: auditsink lanes accept %[1]s --reason '…'", e.topic, e.now, e.was)
+}
+
+// foreign refuses a topic any of whose lanes in use is of another topic ID or another group. All its lanes count: of a topic made again with more
+// partitions, or extended while another group stores it, the new ones must not slip in. Errors: [*madeAgainError], and as of Claim.
 func foreign(ctx context.Context, db querier, topic string, topicID [16]byte, group string) error {
-	rows, err := db.Query(ctx, `SELECT topic_id, consumer_group FROM audit_lane WHERE topic = $1`, topic)
+	rows, err := db.Query(ctx, `SELECT topic_id, consumer_group FROM audit_lane WHERE topic = $1 AND state <> 'retired'`, topic)
 	if err != nil {
 		return settled(fmt.Errorf("look for the lanes of topic %q: %w", topic, err))
 	}
@@ -77,14 +120,11 @@ func foreign(ctx context.Context, db querier, topic string, topicID [16]byte, gr
 	var other string
 	_, err = pgx.ForEachRow(rows, []any{&id, &other}, func() error {
 		switch {
-		case id.Bytes != topicID:
-			refused = &RefusedError{fmt.Sprintf("topic %q was deleted and created again: its ID is %s now, and was %s when it was stored last; its offsets start anew, "+
-				"so continuing could skip or repeat events: bring the old topic back, or, once all its events are stored, remove its lanes with "+
-				"DELETE FROM audit_lane WHERE topic = '%s' AND topic_id = '%[3]s', and restart",
-				topic, pgtype.UUID{Bytes: topicID, Valid: true}, id, topic)}
 		case other != group:
 			refused = &RefusedError{fmt.Sprintf("topic %q is stored by consumer group %q, and this worker is of group %q: two groups would store every event twice; "+
 				"set AUDITSINK_KAFKA_GROUP=%s, or use a database of its own for group %q", topic, other, group, other, group)}
+		case id.Bytes != topicID:
+			refused = &madeAgainError{topic: topic, was: id, now: pgtype.UUID{Bytes: topicID, Valid: true}}
 		}
 		return nil
 	})
@@ -116,7 +156,7 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		gaps = 0
 		// One at a time: of two workers that meet a new topic at once, the second must find all its lanes.
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtext('auditsink lanes'), hashtext($1))`, topic); err != nil {
+		if err := lockTopic(ctx, tx, topic); err != nil {
 			return err
 		}
 		id := pgtype.UUID{Bytes: topicID, Valid: true}
@@ -144,14 +184,17 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 				return err
 			}
 			kind, from, to := "start", start.LogStart, begin
-			if start.Offset < start.LogStart && !known {
-				kind, from, to = "retention", start.Offset, start.LogStart
+			switch {
+			case known: // all of it was to be taken
+				kind, from, to = GapRetention, 0, start.LogStart
+			case start.Offset < start.LogStart:
+				kind, from, to = GapRetention, start.Offset, start.LogStart
 			}
 			if from == to {
 				continue
 			}
 			gaps++
-			if _, err := tx.Exec(ctx, `INSERT INTO audit_gap (lane_id, kind, from_offset, to_offset) VALUES ($1, $2, $3, $4)`, lane, kind, from, to); err != nil {
+			if _, err := tx.Exec(ctx, insertGap, lane, kind, from, to); err != nil {
 				return err
 			}
 		}
@@ -160,6 +203,9 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		return refused
 	}
+	if again := (*madeAgainError)(nil); errors.As(err, &again) {
+		return &RefusedError{again.Error()}
+	}
 	if err != nil {
 		return settled(fmt.Errorf("register the lanes of topic %q: %w", topic, err))
 	}
@@ -167,15 +213,33 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 	return nil
 }
 
-// Halt notes in the lane's row that it stands still, for `lanes list`. It is void when the claim has ended.
-func (s *Sink) Halt(ctx context.Context, c Claim) error {
+// Halt puts on record that a lane stands still, and why: nobody can claim it until an operator accepts or resets it. It is void when the
+// claim has ended.
+func (s *Sink) Halt(ctx context.Context, c Claim, owner, reason string) error {
+	return s.record(ctx, `
+		WITH halted AS (
+			UPDATE audit_lane SET state = 'halted', updated_at = now() WHERE lane_id = $1 AND epoch = $2 AND state = 'active' RETURNING lane_id, next_offset)
+		INSERT INTO audit_lane_event (lane_id, kind, from_offset, reason, client)
+		SELECT lane_id, 'halted', next_offset, $3, $4 FROM halted`, c.LaneID, c.Epoch, reason, owner)
+}
+
+// Rewound puts on record that the database had lost transactions of a lane, which stood at offset was and is claimed again at c.Next.
+func (s *Sink) Rewound(ctx context.Context, c Claim, was int64, owner, reason string) error {
+	return s.record(ctx, `
+		INSERT INTO audit_lane_event (lane_id, kind, from_offset, to_offset, reason, client) VALUES ($1, 'rewound', $2, $3, $4, $5)`,
+		c.LaneID, was, c.Next, reason, owner)
+}
+
+func (s *Sink) record(ctx context.Context, sql string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	if _, err := conn.Exec(ctx, `UPDATE audit_lane SET state = 'halted', updated_at = now() WHERE lane_id = $1 AND epoch = $2`, c.LaneID, c.Epoch); err != nil {
-		return fmt.Errorf("note that lane %d is halted: %w", c.LaneID, err)
+	if _, err := conn.Exec(ctx, sql, args...); err != nil {
+		return fmt.Errorf("put an event of a lane on record: %w", err)
 	}
 	return nil
 }

@@ -43,7 +43,9 @@ func TestLanesBeginWhereTheySay(t *testing.T) {
 		register(sink.Start{Partition: 1, Offset: 99, LogStart: 99}, sink.Start{Partition: 2, Offset: 70, LogStart: 3})
 		begins(1, 40)
 		begins(2, 3)
-		require.EqualValues(b, 2, b.number(`SELECT count(*) FROM audit_gap`))
+		require.EqualValues(b, 3, b.number(`SELECT count(*) FROM audit_gap`))
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap g JOIN audit_lane USING (lane_id)
+			WHERE partition = 2 AND kind = 'retention' AND from_offset = 0 AND to_offset = 3`))
 	})
 }
 
@@ -106,17 +108,27 @@ func TestHaltIsOnRecord(t *testing.T) {
 	onBoth(t, func(b *bed) {
 		old := b.claim()
 		c := b.claim()
-		require.NoError(b, b.sink.Halt(b.Context(), old))
-		state := func() string {
-			lanes, err := sink.Lanes(b.Context(), b.pool)
-			require.NoError(b, err)
-			require.Len(b, lanes, 1)
-			return lanes[0].State
-		}
-		require.Equal(b, "active", state(), "a claim that has ended says nothing")
-		require.NoError(b, b.sink.Halt(b.Context(), c))
-		require.Equal(b, "halted", state())
-		b.claim()
-		require.Equal(b, "active", state())
+		require.NoError(b, b.sink.Halt(b.Context(), old, "worker", "late"))
+		require.Equal(b, "active", b.lane().State, "a claim that has ended says nothing")
+		require.Zero(b, b.number(`SELECT count(*) FROM audit_lane_event`))
+		require.NoError(b, b.sink.Halt(b.Context(), c, "worker", "a trigger drops rows"))
+		require.NoError(b, b.sink.Halt(b.Context(), c, "worker", "again"))
+		require.Equal(b, "halted", b.lane().State)
+		require.Equal(b, "a trigger drops rows", b.lane().Reason)
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_lane_event WHERE kind = 'halted' AND client = 'worker' AND done_by = session_user`))
+
+		_, err := b.sink.Claim(b.Context(), lane, "g", "another")
+		var refused *sink.RefusedError
+		require.ErrorAs(b, err, &refused)
+		require.ErrorContains(b, err, "a trigger drops rows")
+		require.ErrorContains(b, err, "auditsink lanes accept")
+
+		o, err := sink.Accept(b.Context(), b.pool, b.lane(), sink.Log{End: 10, Kept: -1}, op)
+		require.NoError(b, err)
+		require.Equal(b, sink.Outcome{LaneID: c.LaneID}, o)
+		next := b.claim()
+		require.Equal(b, c.Epoch+2, next.Epoch)
+		require.Equal(b, c.LaneID, next.LaneID)
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_lane_event WHERE kind = 'accepted' AND reason = 'because' AND client = 'tester'`))
 	})
 }

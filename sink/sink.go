@@ -43,7 +43,12 @@ type Batch struct {
 	To          int64
 	LeaderEpoch int32
 	Records     []event.Record
+	// Gap, if not empty, is the kind of gap that the offsets from Claim.Next to To go on record as; there are no Records then.
+	Gap string
 }
+
+// GapRetention is the kind of a gap that Kafka's retention made: the broker had removed the records before we came to them.
+const GapRetention = "retention"
 
 // Sink stores batches. It is safe for concurrent use by any number of lanes.
 type Sink struct {

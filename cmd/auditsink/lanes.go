@@ -18,7 +18,7 @@ import (
 func newLanesCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "lanes",
-		Short: "Look at the lanes: the partitions of topics, and where each stands",
+		Short: "See where the lanes (the partitions of topics) stand, and let halted ones go on",
 		RunE:  needsSubcommand,
 	}
 	asJSON := false
@@ -46,7 +46,7 @@ func newLanesCommand() *cobra.Command {
 		},
 	}
 	list.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.AddCommand(list)
+	c.AddCommand(list, newLanesAcceptCommand(), newLanesResetCommand())
 	return c
 }
 
@@ -58,7 +58,18 @@ func printLanes(out io.Writer, lanes []sink.LaneStatus) error {
 		fmt.Fprintf(w, "%d\t%s\t%d\t%s\t%s\t%d\t%d\t%s\t%s\n",
 			l.LaneID, l.Topic, l.Partition, l.Group, l.State, l.NextOffset, l.Epoch, l.Owner, l.UpdatedAt.UTC().Format(time.RFC3339))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, l := range lanes {
+		if l.Reason == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(out, "lane %d halted: %s\n", l.LaneID, l.Reason); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func printJSON(out io.Writer, v any) error {
