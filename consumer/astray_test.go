@@ -2,6 +2,8 @@ package consumer_test
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -224,4 +226,46 @@ func TestBrokersAway(t *testing.T) {
 	b.produce(1000)
 	b.arrived()
 	b.eventually("the worker is ready", func() bool { return w.Ready() == nil })
+}
+
+// TestBrokersLoseRecords: a crash took the end of a log that was stored already. New records use its offsets again: the lane halts before any of
+// them gets in under an old one's name, the other lane goes on, and after the operator's word all new records are stored.
+func TestBrokersLoseRecords(t *testing.T) {
+	broker := testkit.OwnKafka(t, testkit.KafkaOptions{})
+	b := newBed(t, broker, testkit.Postgres(t, 15), 2)
+	w := b.start(b.options())
+	for range 10 {
+		b.produce(20)
+	}
+	b.arrived()
+
+	require.NoError(t, broker.Kill())
+	segment := filepath.Join(broker.PartitionDir(b.topic, 0), "00000000000000000000.log")
+	info, err := os.Stat(segment)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(segment, info.Size()/2))
+	require.NoError(t, broker.Restart(context.WithoutCancel(t.Context())))
+	fresh, err := kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+	require.NoError(t, err)
+	defer fresh.Close()
+	for range 200 {
+		require.NoError(t, fresh.ProduceSync(t.Context(), &kgo.Record{Topic: b.topic, Value: b.event()}).FirstErr())
+	}
+	b.eventually("the lane halts", func() bool { return value(w.metrics.LanesHalted) == 1 })
+	b.eventually("the other goes on", func() bool { return b.number(`SELECT count(*) FROM audit_log`) == 300 })
+	b.eventually("it is on record", func() bool { return b.number(`SELECT count(*) FROM audit_lane WHERE state = 'halted'`) == 1 })
+	lane := b.inUse()[0]
+	require.Equal(t, "halted", lane.State)
+	require.Contains(t, lane.Reason, "the brokers lost records")
+	require.EqualValues(t, 100, lane.NextOffset)
+
+	_, logs, err := kafka.Logs(t.Context(), b.admin, b.topic, map[int32]int32{0: lane.LeaderEpoch})
+	require.NoError(t, err)
+	require.Less(t, logs[0].Kept, int64(100))
+	_, err = sink.Accept(t.Context(), b.pool, lane, sink.Log(logs[0]), op)
+	require.NoError(t, err)
+	require.ErrorIs(t, <-w.done, consumer.ErrRejoin)
+	close(w.done)
+	b.start(b.options())
+	b.arrived()
 }

@@ -45,7 +45,7 @@ func TestNames(t *testing.T) {
 		"db_pool_acquire_seconds histogram", "db_pool_connections gauge", "end_to_end_latency_seconds histogram", "fenced_total counter",
 		"flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "lanes_halted gauge",
 		"lanes_owned gauge", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter", "records_consumed_total counter",
-		"rows_inserted_total counter", "table_partitions gauge",
+		"rewound_total counter", "rows_inserted_total counter", "table_partitions gauge",
 	}
 	body := text(t, full())
 	var got []string
