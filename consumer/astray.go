@@ -43,11 +43,8 @@ func (c *Consumer) findWay(ctx context.Context, l *lane) bool {
 			return ctx.Err() == nil && c.recover(ctx, l, err)
 		}
 		claim.Next = gap.To
-	case log.Kept >= 0 && log.Kept < claim.Next:
-		c.halt(l, logCut(claim.Next, log.Kept))
-		return true
-	case claim.Next > log.End:
-		c.halt(l, logCut(claim.Next, log.End))
+	case log.Known() < claim.Next:
+		c.halt(l, logCut(claim.Next, log.Known()))
 		return true
 	default: // a follower that was behind, or a leader that had just changed
 		select {

@@ -123,7 +123,7 @@ func TestHaltIsOnRecord(t *testing.T) {
 		require.ErrorContains(b, err, "a trigger drops rows")
 		require.ErrorContains(b, err, "auditsink lanes accept")
 
-		o, err := sink.Accept(b.Context(), b.pool, b.lane(), sink.Log{End: 10, Kept: -1}, op)
+		o, err := sink.Accept(b.Context(), b.pool, b.lane(), sink.Log{Known: 10}, op)
 		require.NoError(b, err)
 		require.Equal(b, sink.Outcome{LaneID: c.LaneID}, o)
 		next := b.claim()

@@ -15,10 +15,10 @@ import (
 
 // Log is what the brokers have of a lane now.
 type Log struct {
-	// Start and End are the offsets of the first record and behind the last one.
-	Start, End int64
-	// Kept is the offset up to which it is the log that the lane was read from (KIP-320), -1 where the brokers can't tell.
-	Kept int64
+	// Start is the offset of the first record.
+	Start int64
+	// Known is the offset up to which it is the log that the lane was read from.
+	Known int64
 }
 
 // Operation is who does something to a lane, and why.
@@ -41,23 +41,19 @@ var ErrChanged = errors.New("the lane has changed meanwhile: look at it again wi
 // Accept lets a halted lane go on. Where the log was cut below its position, the lane is retired and a successor begins where the log
 // that was read ends: so offsets that are used again never name two records of one lane. lane is as [Lanes] listed it.
 func Accept(ctx context.Context, pool *postgres.Pool, lane LaneStatus, log Log, op Operation) (Outcome, error) {
-	cut := log.End
-	if log.Kept >= 0 {
-		cut = min(cut, log.Kept)
-	}
 	outcome := Outcome{LaneID: lane.LaneID, NextOffset: lane.NextOffset}
 	err := inTransaction(ctx, pool, func(tx pgx.Tx) error {
 		if err := lock(ctx, tx, lane); err != nil {
 			return err
 		}
-		if cut >= lane.NextOffset {
+		if log.Known >= lane.NextOffset {
 			_, err := tx.Exec(ctx, `UPDATE audit_lane SET state = 'active', epoch = epoch + 1, updated_at = now() WHERE lane_id = $1`, lane.LaneID)
 			return errors.Join(err, note(ctx, tx, lane.LaneID, "accepted", lane.NextOffset, lane.NextOffset, op))
 		}
-		if err := retire(ctx, tx, lane, cut, op); err != nil {
+		if err := retire(ctx, tx, lane, log.Known, op); err != nil {
 			return err
 		}
-		outcome.NextOffset = max(cut, log.Start)
+		outcome.NextOffset = max(log.Known, log.Start)
 		err := tx.QueryRow(ctx, `
 			INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, next_offset)
 			SELECT topic, topic_id, partition, consumer_group, $2 FROM audit_lane WHERE lane_id = $1 RETURNING lane_id`,

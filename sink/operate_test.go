@@ -31,7 +31,8 @@ func (b *bed) stored(n int) sink.Claim {
 // TestAcceptALogThatWasCut: the offsets from the cut on are used again, for other records; so they belong to another lane.
 func TestAcceptALogThatWasCut(t *testing.T) {
 	onBoth(t, func(b *bed) {
-		for _, log := range []sink.Log{{Start: 0, End: 6, Kept: -1}, {Start: 0, End: 20, Kept: 6}} {
+		for _, start := range []int64{0, 6} {
+			log := sink.Log{Start: start, Known: 6}
 			c := b.stored(10)
 			require.NoError(b, b.sink.Halt(b.Context(), c, "worker", "the log was cut"))
 			o, err := sink.Accept(b.Context(), b.pool, b.lane(), log, op)
@@ -69,7 +70,7 @@ func TestAcceptATopicMadeAgain(t *testing.T) {
 		require.Equal(b, "halted", old.State, "it is on record at once, for lanes list")
 		require.Contains(b, old.Reason, "created again")
 
-		outcomes, err := sink.AcceptTopic(b.Context(), b.pool, []sink.LaneStatus{old}, again.TopicID, map[int32]sink.Log{3: {Start: 2}, 4: {}}, op)
+		outcomes, err := sink.AcceptTopic(b.Context(), b.pool, []sink.LaneStatus{old}, again.TopicID, map[int32]sink.Log{3: {Start: 2, Known: 9}, 4: {}}, op)
 		require.NoError(b, err)
 		require.Len(b, outcomes, 1)
 		require.Equal(b, c.LaneID, outcomes[0].LaneID)

@@ -232,7 +232,7 @@ func (s *laneChange) accept(ctx context.Context) error {
 			begun[lane.Topic] = true
 			logs := map[int32]sink.Log{}
 			for partition, log := range topic.logs {
-				logs[partition] = sink.Log(log)
+				logs[partition] = sink.Log{Start: log.Start, Known: log.Known()}
 			}
 			outcomes, err := sink.AcceptTopic(ctx, s.pool, s.siblings[lane.Topic], topic.raw, logs, s.op)
 			if err != nil {
@@ -246,7 +246,7 @@ func (s *laneChange) accept(ctx context.Context) error {
 		case !ok:
 			return fmt.Errorf("lane %d: topic %q has no partition %d", lane.LaneID, lane.Topic, lane.Partition)
 		default:
-			o, err := sink.Accept(ctx, s.pool, lane, sink.Log(log), s.op)
+			o, err := sink.Accept(ctx, s.pool, lane, sink.Log{Start: log.Start, Known: log.Known()}, s.op)
 			if err != nil {
 				return err
 			}

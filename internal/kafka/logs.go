@@ -15,6 +15,15 @@ type Log struct {
 	Kept int64
 }
 
+// Known is the offset up to which the log is the one that was read. End is only good enough where the brokers can't tell: it is the high
+// watermark, which a new leader may not know yet.
+func (l Log) Known() int64 {
+	if l.Kept >= 0 {
+		return l.Kept
+	}
+	return l.End
+}
+
 // Logs asks the brokers for a topic's ID and what they have of each of its partitions. epochs are the leader epochs of the last records read of
 // partitions, where known: from them the brokers tell how far their log is still the one that was read (KIP-320).
 func Logs(ctx context.Context, client *kadm.Client, topic string, epochs map[int32]int32) (id [16]byte, logs map[int32]Log, err error) {
