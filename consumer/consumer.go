@@ -117,6 +117,8 @@ func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *
 		kgo.KeepControlRecords(),
 		kgo.FetchMaxBytes(fetchMaxBytes),
 		kgo.FetchMaxWait(fetchMaxWait),
+		// How soon partitions that were added are noticed, and topics that a pattern matches.
+		kgo.MetadataMaxAge(30*time.Second),
 		// A poll only hands records over, so it holds up a rebalance for a moment; in return no record of a lane that was given up
 		// can arrive in a later life of the same lane.
 		kgo.BlockRebalanceOnPoll(),

@@ -158,6 +158,64 @@ func TestWhatIsDroppedStaysAhead(t *testing.T) {
 	})
 }
 
+// TestAstray: what is buffered is stored first, at once; then the lane's goroutine is told, until it has put the lane somewhere else.
+func TestAstray(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var taps []bool
+		l := newTestLane(wide, &taps)
+		l.put(records(0, 1), time.Now())
+		taps = nil
+		l.stray()
+		l.stray()
+		require.Equal(t, []bool{false}, taps)
+		began := time.Now()
+		b := due(t, l)
+		require.Zero(t, time.Since(began))
+		require.EqualValues(t, 2, b.To)
+		l.stored(b)
+		require.Equal(t, []bool{false}, taps, "it stays paused")
+		for range 2 {
+			_, trouble := l.next(t.Context())
+			require.ErrorIs(t, trouble, errAstray)
+		}
+		require.True(t, l.suspend(waiting, ""))
+		l.place(sink.Claim{LaneID: 1, Epoch: 1, Next: 9})
+		require.True(t, l.resume())
+		require.True(t, taps[len(taps)-1])
+		l.put(records(9), time.Now())
+		l.drain()
+		require.EqualValues(t, 10, due(t, l).To)
+	})
+}
+
+// TestCheck: a lane at rest whose position isn't what it was left at is told; one that moves, or has moved since it was looked at, is not.
+func TestCheck(t *testing.T) {
+	var moved *sink.MovedError
+	var fenced *sink.FencedError
+	l := newTestLane(wide)
+	had := l.claimed()
+	l.check(had, 1, 0, "me")
+	require.NoError(t, l.trouble())
+	l.check(had, 1, 4, "me")
+	require.ErrorAs(t, l.trouble(), &moved)
+	l.place(had)
+	require.NoError(t, l.trouble(), "a new place, a new look")
+	l.check(had, 2, 0, "another")
+	require.ErrorAs(t, l.trouble(), &fenced)
+
+	l = newTestLane(wide)
+	l.put(records(0), time.Now())
+	l.drain()
+	l.phase = running
+	l.astray = true // due at once
+	b := due(t, l)
+	l.check(had, 1, 1, "me")
+	require.NoError(t, l.suspect, "a batch is under way")
+	l.stored(b)
+	l.check(had, 1, 0, "me")
+	require.NoError(t, l.suspect, "what was read is older than the batch")
+}
+
 func TestRecordsForALaneThatDoesNotRunAreDropped(t *testing.T) {
 	for _, p := range []phase{waiting, draining, halted} {
 		l := newTestLane(wide)
