@@ -44,6 +44,9 @@ type PostgresServer struct {
 	process   *process
 	account   *syscall.Credential // nil: this process's own
 	databases atomic.Int64
+
+	standbyOf *PostgresServer // nil: it is no standby
+	name      string          // of a standby
 }
 
 // StartPostgres starts a server with an empty data folder. ctx bounds the start only. The caller must
