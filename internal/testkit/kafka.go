@@ -17,14 +17,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 //go:embed log4j2.properties
 var log4j []byte
 
-// BrokerID is the node ID of the only broker.
+// BrokerID is the node ID of a broker that is alone.
 const BrokerID = 1
 
 // KafkaOptions says which broker to start.
@@ -40,10 +39,14 @@ type KafkaOptions struct {
 	JVM []string
 }
 
-// Broker is an Apache Kafka of one node with its own data, on ports of 127.0.0.1 that stay the same over
+// Broker is an Apache Kafka of one node, or one of the nodes of a Cluster, with its own data, on ports of 127.0.0.1 that stay the same over
 // restarts. Topics are not created automatically. The methods that stop and start it are for one
 // goroutine at a time.
 type Broker struct {
+	topics
+
+	id        int32
+	nodes     []*Broker // of the whole cluster
 	options   KafkaOptions
 	java      string
 	libraries string
@@ -55,22 +58,14 @@ type Broker struct {
 
 // StartKafka starts a broker without topics. ctx bounds the start only. The caller must call Close.
 func StartKafka(ctx context.Context, options KafkaOptions) (*Broker, error) {
-	java, err := program("java", "default-jre-headless")
-	if err != nil {
-		return nil, err
-	}
-	libraries, err := kafkaLibraries(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if len(options.JVM) == 0 {
 		options.JVM = []string{"-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"}
 	}
-	place, err := newPlace(ctx, "kafka")
+	broker, err := newBroker(ctx, options, BrokerID, newClusterID())
 	if err != nil {
 		return nil, err
 	}
-	broker := &Broker{options: options, java: java, libraries: libraries, place: place, cluster: newClusterID()}
+	broker.joinNodes([]*Broker{broker})
 	formatted := false
 	err = onFreePorts(func() error {
 		err := broker.configure()
@@ -88,6 +83,32 @@ func StartKafka(ctx context.Context, options KafkaOptions) (*Broker, error) {
 	}
 	return broker, nil
 }
+
+// newBroker finds what a node of a cluster needs. joinNodes comes next.
+func newBroker(ctx context.Context, options KafkaOptions, id int32, cluster string) (*Broker, error) {
+	java, err := program("java", "default-jre-headless")
+	if err != nil {
+		return nil, err
+	}
+	libraries, err := kafkaLibraries(ctx)
+	if err != nil {
+		return nil, err
+	}
+	place, err := newPlace(ctx, "kafka")
+	if err != nil {
+		return nil, err
+	}
+	return &Broker{id: id, options: options, java: java, libraries: libraries, place: place, cluster: cluster}, nil
+}
+
+// joinNodes tells a broker the nodes of its cluster, of which it is one.
+func (b *Broker) joinNodes(nodes []*Broker) {
+	b.nodes = nodes
+	b.topics = topics{nodes: nodes, brokers: b.Brokers}
+}
+
+// ID returns the broker's node ID.
+func (b *Broker) ID() int32 { return b.id }
 
 // configure prepares a start on new ports.
 func (b *Broker) configure() error {
@@ -125,10 +146,16 @@ func (b *Broker) writeProperties() error {
 			advertised = append(advertised, endpoint)
 		}
 	}
+	var voters []string
+	for _, node := range b.nodes {
+		voters = append(voters, strconv.Itoa(int(node.id))+"@"+address(node.ports[controller]))
+	}
+	copies := strconv.Itoa(len(b.nodes))
+	enough := strconv.Itoa(len(b.nodes)/2 + 1) // a node may be down
 	maps.Copy(properties, map[string]string{
 		"process.roles":                  "broker,controller",
-		"node.id":                        strconv.Itoa(BrokerID),
-		"controller.quorum.voters":       strconv.Itoa(BrokerID) + "@" + address(b.ports[controller]),
+		"node.id":                        strconv.Itoa(int(b.id)),
+		"controller.quorum.voters":       strings.Join(voters, ","),
 		"controller.listener.names":      string(controller),
 		"inter.broker.listener.name":     string(Plaintext),
 		"listeners":                      strings.Join(listeners, ","),
@@ -137,14 +164,15 @@ func (b *Broker) writeProperties() error {
 		"log.dirs":                       filepath.Join(b.place.dir, "data"),
 		"auto.create.topics.enable":      "false",
 
-		// One broker, and internal topics that are there at once.
-		"offsets.topic.replication.factor":                 "1",
+		// A copy on every node, and internal topics that are there at once.
+		"min.insync.replicas":                              enough,
+		"offsets.topic.replication.factor":                 copies,
 		"offsets.topic.num.partitions":                     "1",
-		"transaction.state.log.replication.factor":         "1",
-		"transaction.state.log.min.isr":                    "1",
+		"transaction.state.log.replication.factor":         copies,
+		"transaction.state.log.min.isr":                    enough,
 		"transaction.state.log.num.partitions":             "1",
-		"share.coordinator.state.topic.replication.factor": "1",
-		"share.coordinator.state.topic.min.isr":            "1",
+		"share.coordinator.state.topic.replication.factor": copies,
+		"share.coordinator.state.topic.min.isr":            enough,
 		"share.coordinator.state.topic.num.partitions":     "1",
 
 		// Tests wait for rebalances and for expired sessions. A broker that was killed comes back only
@@ -220,30 +248,19 @@ func (b *Broker) start(ctx context.Context) error {
 	return b.process.ready(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		cluster, err := client.BrokerMetadata(ctx)
-		if err == nil && cluster.Cluster != b.cluster {
-			err = fmt.Errorf("another broker answers, of cluster %s", cluster.Cluster)
+		// Asked of the broker itself: another one may still believe that it is there.
+		seen, err := metadata(ctx, client.SeedBrokers()[0], "")
+		if err != nil {
+			return err
 		}
-		if err == nil && len(cluster.Brokers) == 0 {
-			err = errors.New("the broker is not registered yet")
+		if seen.ClusterID == nil || *seen.ClusterID != b.cluster {
+			return errors.New("another cluster's broker answers")
 		}
-		return err
+		if !slices.ContainsFunc(seen.Brokers, func(broker kmsg.MetadataResponseBroker) bool { return broker.NodeID == b.id }) {
+			return errors.New("the broker is not registered yet")
+		}
+		return nil
 	})
-}
-
-// client returns an admin client of the listener without security. The caller closes it.
-func (b *Broker) client() (*kadm.Client, error) {
-	client, err := kgo.NewClient(
-		kgo.SeedBrokers(b.Brokers()...),
-		kgo.DialTimeout(time.Second),
-		// A broker that starts is asked again soon, and by poll.
-		kgo.RetryBackoffFn(func(int) time.Duration { return 50 * time.Millisecond }),
-		kgo.MetadataMinAge(50*time.Millisecond),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("make a client of the broker: %w", err)
-	}
-	return kadm.NewClient(client), nil
 }
 
 // Brokers returns the bootstrap addresses of the listener without TLS and SASL, which is always open.
@@ -256,45 +273,6 @@ func (b *Broker) BrokersOn(listener Listener) []string {
 		return nil
 	}
 	return []string{address(port)}
-}
-
-// NewTopic creates a topic and waits until every partition has its leader. configs are the topic's own.
-func (b *Broker) NewTopic(ctx context.Context, name string, partitions int32, configs map[string]string) error {
-	client, err := b.client()
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	values := map[string]*string{}
-	for key, value := range configs {
-		values[key] = &value
-	}
-	if _, err := client.CreateTopic(ctx, partitions, 1, values, name); err != nil {
-		return fmt.Errorf("create topic %s: %w", name, err)
-	}
-	err = poll(ctx, 20*time.Millisecond, func() error {
-		topics, err := client.ListTopics(ctx, name)
-		if err != nil {
-			return err
-		}
-		topic := topics[name]
-		if topic.Err != nil {
-			return topic.Err
-		}
-		for _, partition := range topic.Partitions {
-			if partition.Err != nil || partition.Leader != BrokerID {
-				return fmt.Errorf("partition %d has no leader", partition.Partition)
-			}
-		}
-		if got := len(topic.Partitions); got != int(partitions) {
-			return fmt.Errorf("%d of %d partitions are known", got, partitions)
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("wait for topic %s: %w", name, err)
-	}
-	return nil
 }
 
 // Tool runs one of Kafka's own command line tools by its Java class and returns what it printed, for

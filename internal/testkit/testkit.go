@@ -86,10 +86,13 @@ func OwnKafka(t testing.TB, options KafkaOptions) *Broker {
 	return broker
 }
 
-// CreateTopic is NewTopic for a test.
-func (b *Broker) CreateTopic(t testing.TB, name string, partitions int32, configs map[string]string) {
+// OwnKafkaCluster starts a cluster of three nodes for this test alone and closes it when the test ends.
+func OwnKafkaCluster(t testing.TB, options KafkaOptions) *Cluster {
 	t.Helper()
-	require.NoError(t, b.NewTopic(t.Context(), name, partitions, configs))
+	cluster, err := StartKafkaCluster(t.Context(), options)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, cluster.Close()) })
+	return cluster
 }
 
 // names makes the names of Name differ.
