@@ -85,24 +85,34 @@ func (p *place) release() error {
 	return nil
 }
 
-// port returns a free TCP port of 127.0.0.1 that no other testkit server gets, also while the server
-// is down. It lies below the range that the kernel takes ports for outgoing connections from:
-// otherwise a client that keeps dialling a stopped server would now and then get its port, or even
-// connect to itself.
+// port returns a free TCP port that is the place's own until release, see reservePort.
 func (p *place) port() (int, error) {
-	home, err := testbed()
+	port, lock, err := reservePort()
 	if err != nil {
 		return 0, err
 	}
+	p.locks = append(p.locks, lock)
+	return port, nil
+}
+
+// reservePort returns a free TCP port of 127.0.0.1 that no other testkit server gets before the lock is
+// closed, also while the server is down. It lies below the range that the kernel takes ports for outgoing
+// connections from: otherwise a client that keeps dialling a stopped server would now and then get its
+// port, or even connect to itself.
+func reservePort() (int, *os.File, error) {
+	home, err := testbed()
+	if err != nil {
+		return 0, nil, err
+	}
 	ports := filepath.Join(home, "ports")
 	if err := os.MkdirAll(ports, 0o700); err != nil {
-		return 0, fmt.Errorf("make a folder for port locks: %w", err)
+		return 0, nil, fmt.Errorf("make a folder for port locks: %w", err)
 	}
 	low := 10_000
 	high := 32_768
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
 		if _, err := fmt.Sscan(string(text), &high); err != nil {
-			return 0, fmt.Errorf("read the range of ephemeral ports: %w", err)
+			return 0, nil, fmt.Errorf("read the range of ephemeral ports: %w", err)
 		}
 	}
 	if high < low+1000 { // a machine with an unusual range: there any port is as good as another
@@ -116,18 +126,17 @@ func (p *place) port() (int, error) {
 			continue
 		}
 		if err != nil {
-			return 0, fmt.Errorf("lock a port: %w", err)
+			return 0, nil, fmt.Errorf("lock a port: %w", err)
 		}
 		if !free(port) {
 			if err := lock.Close(); err != nil {
-				return 0, fmt.Errorf("unlock a port: %w", err)
+				return 0, nil, fmt.Errorf("unlock a port: %w", err)
 			}
 			continue
 		}
-		p.locks = append(p.locks, lock)
-		return port, nil
+		return port, lock, nil
 	}
-	return 0, fmt.Errorf("found no free port in %d tries", tries)
+	return 0, nil, fmt.Errorf("found no free port in %d tries", tries)
 }
 
 // onFreePorts calls start, which takes new ports and starts a server on them, again when a stranger took
