@@ -66,7 +66,7 @@ func sweep(servers string) error {
 		if err != nil {
 			return fmt.Errorf("look for old servers: %w", err)
 		}
-		if err := errors.Join(os.RemoveAll(strings.TrimSuffix(path, ".lock")), os.Remove(path), lock.Close()); err != nil {
+		if err := errors.Join(removeFolder(strings.TrimSuffix(path, ".lock")), os.Remove(path), lock.Close()); err != nil {
 			return fmt.Errorf("remove an old server's folder: %w", err)
 		}
 	}
@@ -75,7 +75,7 @@ func sweep(servers string) error {
 
 // release removes the folder and gives the ports back.
 func (p *place) release() error {
-	err := errors.Join(os.RemoveAll(p.dir), os.Remove(p.dir+".lock"))
+	err := errors.Join(removeFolder(p.dir), os.Remove(p.dir+".lock"))
 	for _, lock := range p.locks {
 		err = errors.Join(err, lock.Close())
 	}
@@ -83,6 +83,14 @@ func (p *place) release() error {
 		return fmt.Errorf("remove a server's folder: %w", err)
 	}
 	return nil
+}
+
+// removeFolder removes a server's folder with its disks.
+func removeFolder(dir string) error {
+	if err := unmountDisks(dir); err != nil {
+		return err // rather than remove what is on them
+	}
+	return os.RemoveAll(dir)
 }
 
 // port returns a free TCP port that is the place's own until release, see reservePort.

@@ -241,8 +241,12 @@ func (s *PostgresServer) LogFile() string { return s.log() }
 
 // CreateDatabase makes an empty database and returns its URL. DropDatabase removes it; so does Close.
 func (s *PostgresServer) CreateDatabase(ctx context.Context) (string, error) {
+	return s.createDatabase(ctx, "")
+}
+
+func (s *PostgresServer) createDatabase(ctx context.Context, options string) (string, error) {
 	name := "test_" + strconv.FormatInt(s.databases.Add(1), 10)
-	if err := s.exec(ctx, "CREATE DATABASE "+name); err != nil {
+	if err := s.exec(ctx, "CREATE DATABASE "+name+options); err != nil {
 		return "", fmt.Errorf("create a database: %w", err)
 	}
 	return s.URL(name), nil
