@@ -53,8 +53,8 @@ func Classify(err error) Class {
 	if !errors.As(err, &pg) || len(pg.Code) != 5 {
 		return Transient
 	}
-	// A row outside every partition is the only check violation that names no constraint.
-	if pg.Code == "23514" && pg.ConstraintName == "" {
+	// A row outside every partition is the only check violation that names a table and no constraint: one that a trigger raises names neither.
+	if pg.Code == "23514" && pg.ConstraintName == "" && pg.TableName != "" {
 		return NoPartition
 	}
 	switch pg.Code {

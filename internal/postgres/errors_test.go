@@ -37,7 +37,8 @@ func TestClassify(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, postgres.NoPartition, postgres.Classify(&pgconn.PgError{Code: "23514"}))
+	require.Equal(t, postgres.NoPartition, postgres.Classify(&pgconn.PgError{Code: "23514", TableName: "audit_log"}))
+	require.Equal(t, postgres.Row, postgres.Classify(&pgconn.PgError{Code: "23514"}))
 	require.Equal(t, postgres.Row, postgres.Classify(&pgconn.PgError{Code: "23514", ConstraintName: "audit_log_status_check"}))
 	_, err := postgres.Open(t.Context(), postgres.Options{URL: "postgres://h/d?sslrootcert=/no/such/file&sslmode=verify-full"})
 	require.Equal(t, postgres.Fatal, postgres.Classify(err))
@@ -69,6 +70,7 @@ func TestClassifyReal(t *testing.T) {
 		`INSERT INTO parted VALUES (NULL, 'yes')`:                       postgres.NoPartition,
 		`INSERT INTO part VALUES (NULL, 'yes')`:                         postgres.Row,
 		`SELECT 'x'::int`:                                               postgres.Row,
+		`DO $$ BEGIN RAISE check_violation; END $$`:                     postgres.Row,
 		`SELECT * FROM missing`:                                         postgres.Fatal,
 		`SET statement_timeout = 20; SELECT pg_sleep(60)`:               postgres.Transient,
 		`BEGIN READ ONLY; INSERT INTO parted VALUES ('2026-01-02', '')`: postgres.Transient,
