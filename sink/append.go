@@ -34,6 +34,9 @@ const insertGap = `INSERT INTO audit_gap (lane_id, kind, from_offset, to_offset)
 // errUnanswered marks a COMMIT whose outcome is not known.
 var errUnanswered = errors.New("COMMIT was not answered")
 
+// errRecord marks an error that a record of the batch may be to blame for.
+var errRecord = errors.New("the database refuses a record")
+
 // errNotMoved marks a batch whose claim or start no longer fits the lane's row.
 var errNotMoved = errors.New("the position did not move")
 
@@ -59,6 +62,11 @@ func (s *Sink) Append(ctx context.Context, b *Batch) (Stored, error) {
 		}
 		class := postgres.Classify(err)
 		s.metrics.FlushRetries.WithLabelValues(class.String()).Inc()
+		if class == postgres.Row {
+			s.log.Warn("batch refused, looking for the records to blame", zap.Int32("lane_id", b.Claim.LaneID), zap.Int64("from", b.Claim.Next),
+				zap.Int("records", len(b.Records)), zap.Error(err))
+			continue
+		}
 		if class == postgres.NoPartition {
 			if err = attempt.makePartitions(ctx); err == nil && !ensured {
 				ensured = true
@@ -99,7 +107,12 @@ func (s *Sink) final(err error) error {
 		return nil
 	case postgres.Fatal:
 		return &FatalError{postgres.Explain(err)}
-	case postgres.Row, postgres.Unknown:
+	case postgres.Row:
+		if errors.Is(err, errRecord) {
+			return nil
+		}
+		return &HaltError{fmt.Errorf("%w, which no record is to blame for: mend the constraint or trigger that says so, then run `auditsink lanes accept`", err)}
+	case postgres.Unknown:
 		return &HaltError{postgres.Explain(err)}
 	}
 	return &HaltError{err}
@@ -132,6 +145,8 @@ type attempt struct {
 	reasons   []event.Reason
 	// barred are months that no table partition may be made for.
 	barred []time.Time
+	// search is what is known about a batch that the database refused, nil about any other.
+	search *search
 }
 
 // attemptTimeout bounds one attempt: a connection may be dead without saying so, and what it left open is settled by the next.
@@ -171,6 +186,12 @@ func (a *attempt) run(ctx context.Context) error {
 		return err
 	}
 	a.rollback(ctx, conn.Conn(), err)
+	if errors.Is(err, errRecord) {
+		// The next attempt reads the position before it looks for the record: under a unique index on the event, a worker that has lost the
+		// lane would find all of them refused.
+		a.unsettled = true
+		return err
+	}
 	if !errors.Is(err, errNotMoved) {
 		return err
 	}
@@ -191,7 +212,7 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 	failpoint.Hit("sink.begun")
 	a.stored, a.reasons = Stored{}, a.reasons[:0]
 	if len(b.Records) > 0 {
-		if err := a.copyRows(ctx, conn); err != nil {
+		if err := a.copyRecords(ctx, conn); err != nil {
 			return err
 		}
 	}
@@ -203,37 +224,72 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 	failpoint.Hit("sink.copied")
 	tag, err := conn.Exec(ctx, move, b.Claim.LaneID, b.To, b.LeaderEpoch, b.Claim.Epoch, b.Claim.Next)
 	if err != nil {
-		return fmt.Errorf("move the position of lane %d: %w", b.Claim.LaneID, err)
+		return fmt.Errorf("move the position of lane %d: %w", b.Claim.LaneID, withoutContent(err))
 	}
 	if tag.RowsAffected() != 1 {
 		return errNotMoved
 	}
 	failpoint.Hit("sink.moved")
 	if _, err := pg.Exec(ctx, "COMMIT").ReadAll(); err != nil {
+		if postgres.Classify(err) == postgres.Row {
+			return a.refusedCommit(err)
+		}
 		return fmt.Errorf("%w: %w", errUnanswered, err)
 	}
 	failpoint.Hit("sink.committed")
 	return nil
 }
 
-// copyRows sends the rows, and then the records that can't be rows.
-func (a *attempt) copyRows(ctx context.Context, conn *pgx.Conn) error {
+// copyRecords sends the rows, and then the records that can't be rows.
+func (a *attempt) copyRecords(ctx context.Context, conn *pgx.Conn) error {
+	var out []aside
+	var err error
+	if a.search == nil {
+		stream := a.take(a.batch.Records, time.Now())
+		if err = a.copyRows(ctx, conn, stream); errors.Is(err, errRecord) {
+			a.search = newSearch(len(a.batch.Records))
+		}
+		out = stream.aside
+	} else {
+		out, err = a.bisect(ctx, conn)
+	}
+	if err != nil {
+		return err
+	}
+	a.stored.Quarantined = int64(len(out))
+	for i := range out {
+		a.reasons = append(a.reasons, out[i].Reason)
+	}
+	return copyAside(ctx, conn, a.batch.Claim.LaneID, out)
+}
+
+// take begins to make rows of records.
+func (a *attempt) take(records []event.Record, now time.Time) *rowStream {
 	decoder := a.decoders.Get().(*event.Decoder) //nolint:forcetypeassert,errcheck // the pool holds nothing else
-	stream := newRowStream(decoder, a.batch.Claim.LaneID, a.batch.Records, a.barred, time.Now())
+	stream := newRowStream(decoder, a.batch.Claim.LaneID, records, a.barred, now)
+	if a.search != nil {
+		stream.refused = a.search.refused
+	}
+	return stream
+}
+
+// copyRows sends the rows of a stream, and ends it.
+func (a *attempt) copyRows(ctx context.Context, conn *pgx.Conn, stream *rowStream) error {
 	tag, err := conn.PgConn().CopyFrom(ctx, stream, copyRows)
 	stream.close()
-	if err != nil { // the decoder is not reused: the stream may still be read
-		return fmt.Errorf("copy %d records into audit_log: %w", len(a.batch.Records), err)
+	a.decoders.Put(stream.decoder)
+	if err != nil {
+		err = fmt.Errorf("copy %d records into audit_log: %w", len(stream.records), withoutContent(err))
+		if postgres.Classify(err) == postgres.Row {
+			return fmt.Errorf("%w: %w", errRecord, err)
+		}
+		return err
 	}
-	a.decoders.Put(decoder)
 	if tag.RowsAffected() != stream.rows {
 		return &HaltError{fmt.Errorf("copy into audit_log: %d rows sent, %d stored: find the trigger or rule that drops rows", stream.rows, tag.RowsAffected())}
 	}
-	a.stored = Stored{Rows: stream.rows, Quarantined: int64(len(stream.aside))}
-	for i := range stream.aside {
-		a.reasons = append(a.reasons, stream.aside[i].Reason)
-	}
-	return copyAside(ctx, conn, a.batch.Claim.LaneID, stream.aside)
+	a.stored.Rows += stream.rows
+	return nil
 }
 
 // rollback frees the connection for others, or gives it up.
@@ -275,7 +331,8 @@ func (a *attempt) settle(ctx context.Context, conn *pgx.Conn) (bool, error) {
 // makePartitions has the missing table partitions made, for all the batch's rows at once. Months that can't have one are barred: their
 // rows go to quarantine.
 func (a *attempt) makePartitions(ctx context.Context) error {
-	stream := newRowStream(event.NewDecoder(a.rules), a.batch.Claim.LaneID, a.batch.Records, a.barred, time.Now())
+	stream := a.take(a.batch.Records, time.Now())
+	defer a.decoders.Put(stream.decoder)
 	if _, err := io.Copy(io.Discard, stream); err != nil {
 		return fmt.Errorf("find the months of a batch: %w", err)
 	}
@@ -295,5 +352,8 @@ func (a *attempt) makePartitions(ctx context.Context) error {
 func (a *attempt) quarantined() {
 	for _, reason := range a.reasons {
 		a.metrics.Quarantined.WithLabelValues(reason.String()).Inc()
+	}
+	if a.search != nil {
+		a.searched()
 	}
 }

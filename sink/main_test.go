@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
 	"auditsink/internal/event"
@@ -59,6 +60,10 @@ func (b *bed) open(url string) *postgres.Pool {
 }
 
 func (b *bed) newSink(pool *postgres.Pool) *sink.Sink {
+	return b.newSinkWith(pool, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
+}
+
+func (b *bed) newSinkWith(pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) *sink.Sink {
 	ensure := func(ctx context.Context, months []time.Time) ([]time.Time, error) {
 		b.ensured.Add(1)
 		_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, months)
@@ -68,7 +73,7 @@ func (b *bed) newSink(pool *postgres.Pool) *sink.Sink {
 		}
 		return nil, err
 	}
-	return sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
+	return sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, m, log)
 }
 
 var lane = sink.Lane{Topic: "audit", TopicID: [16]byte{1}, Partition: 3}

@@ -55,7 +55,7 @@ func copyAside(ctx context.Context, conn *pgx.Conn, lane int32, records []aside)
 	b = append(b, copyTrailer...)
 	tag, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b), copyQuarantine)
 	if err != nil {
-		return fmt.Errorf("copy %d records into audit_quarantine: %w", len(records), err)
+		return fmt.Errorf("copy %d records into audit_quarantine: %w", len(records), withoutContent(err))
 	}
 	if int(tag.RowsAffected()) != len(records) {
 		return &HaltError{fmt.Errorf("copy into audit_quarantine: %d records sent, %d stored: find the trigger or rule that drops rows", len(records), tag.RowsAffected())}

@@ -60,6 +60,7 @@ type Sink struct {
 
 	// decoders are handed from batch to batch: each holds scratch as large as its largest record so far.
 	decoders sync.Pool
+	brake    brake
 }
 
 // EnsureFunc makes the table partitions for the given UTC months, and returns those it may not make one for.

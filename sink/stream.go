@@ -36,6 +36,8 @@ type rowStream struct {
 	within [2]int64
 	// barred are months without a table partition that can't have one: their rows are set aside.
 	barred []time.Time
+	// refused are the records, by offset, that the database is known to refuse: they are set aside.
+	refused map[int64]event.Quarantine
 }
 
 // aside is a record that goes to quarantine.
@@ -74,6 +76,10 @@ func (s *rowStream) fill() {
 	b := s.buf // the header, the first time
 	for ; len(b) < chunk && s.next < len(s.records); s.next++ {
 		rec := &s.records[s.next]
+		if quarantine, ok := s.refused[rec.Offset]; ok {
+			s.aside = append(s.aside, aside{rec, quarantine})
+			continue
+		}
 		row, quarantine := s.decoder.Take(rec, s.now)
 		if quarantine != nil {
 			s.aside = append(s.aside, aside{rec, *quarantine})
