@@ -332,12 +332,11 @@ func TestSearchBreaksOff(t *testing.T) {
 		}
 		clean := store()
 		require.Greater(b, clean, int64(15))
-		for _, doing := range []string{"40001", "terminate"} {
-			for at := int64(1); at <= clean; at++ {
-				b.exec(`INSERT INTO fault VALUES ($1, $2)`, at, doing)
-				require.LessOrEqual(b, store(), clean+2, "%s at COPY %d", doing, at) // the COPY that failed, and one of all that was sorted out
-				b.exec(`DELETE FROM fault`)
-			}
+		for at := int64(1); at <= clean; at++ {
+			doing := [...]string{"40001", "terminate"}[at%2]
+			b.exec(`INSERT INTO fault VALUES ($1, $2)`, at, doing)
+			require.LessOrEqual(b, store(), clean+2, "%s at COPY %d", doing, at) // the COPY that failed, and one of all that was sorted out
+			b.exec(`DELETE FROM fault`)
 		}
 	})
 }
