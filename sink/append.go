@@ -111,7 +111,7 @@ func (s *Sink) final(err error) error {
 		if errors.Is(err, errRecord) {
 			return nil
 		}
-		return &HaltError{fmt.Errorf("%w, which no record is to blame for: mend the constraint or trigger that says so, then run `auditsink lanes accept`", err)}
+		return &HaltError{fmt.Errorf("%w: mend the constraint or trigger that says so, then run `auditsink lanes accept`", err)}
 	case postgres.Unknown:
 		return &HaltError{postgres.Explain(err)}
 	}

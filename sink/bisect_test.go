@@ -363,18 +363,19 @@ func TestUnansweredCommitOfASearch(t *testing.T) {
 	for _, reaches := range []bool{false, true} {
 		onBoth(t, func(b *bed) {
 			b.exec(refusing)
-			k := &cutter{forward: reaches}
-			through := b.newSink(b.open(k.through(b)))
+			k, url := b.cutter()
+			through := b.newSink(b.open(url))
 			c := b.claim()
 			for _, kind := range []string{poison, "later.23000"} {
 				kinds := with(20, kind, 0, 7, 19)
 				kinds[4] = junk
 				batch := mixed(c, kinds...)
-				k.armed.Store(true)
+				cuts := k.Cuts()
+				k.Once(testkit.Cut{Forward: reaches})
 				stored, err := through.Append(b.Context(), batch)
 				require.NoError(b, err)
 				require.Equal(b, sink.Stored{Rows: 16, Quarantined: 4}, stored)
-				require.False(b, k.armed.Load(), "a COMMIT was cut")
+				require.Equal(b, cuts+1, k.Cuts(), "a COMMIT was cut")
 				b.sorted(b, batch, kinds)
 				c.Next = batch.To
 			}
