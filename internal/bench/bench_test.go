@@ -39,6 +39,60 @@ func TestRun(t *testing.T) {
 	require.Equal(t, 2000, r.Runs[2].Events)
 }
 
+// TestScenarios runs the others, small: none fails, so each event was one row.
+func TestScenarios(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "figures.json")
+	o, err := parse([]string{"-scenarios", "backlog,outage,scale", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
+	require.NoError(t, err)
+	o.outage = outagePlan{lanes: 2, rate: 200, before: time.Second, down: time.Second, after: time.Second}
+	o.scale = scalePlan{lanes: 4, rate: 200, workers: []int{1, 3, 2}, each: 5 * time.Second}
+	require.NoError(t, run(t.Context(), o))
+
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+	var r report
+	require.NoError(t, json.Unmarshal(raw, &r))
+	require.Empty(t, r.Runs)
+	require.Len(t, r.Backlogs, 2)
+	for i, codec := range []string{"snappy", "zstd"} {
+		b := r.Backlogs[i]
+		require.Equal(t, codec, b.Codec)
+		require.GreaterOrEqual(t, b.Bytes, int64(3_000_000))
+		require.Positive(t, b.LogBytes)
+		require.Less(t, b.LogBytes, b.Bytes)
+		require.Greater(t, b.PeakMiB, 5.0)
+	}
+	require.Positive(t, r.Outage.Events)
+	require.Positive(t, r.Outage.PeakLag)
+	require.Positive(t, r.Outage.ReadyAgainSeconds)
+	require.GreaterOrEqual(t, r.Outage.DownSeconds, 1.0)
+	require.Greater(t, r.Outage.PeakMiB, 5.0)
+	require.Positive(t, r.Scale.Events)
+	require.Greater(t, r.Scale.PeakMiB, 5.0)
+	require.Len(t, r.Scale.Phases, 3)
+	for i, p := range r.Scale.Phases {
+		require.Equal(t, []int{0, 1, 3, 2}[i], p.From)
+		require.Positive(t, p.LongestSeconds)
+		require.LessOrEqual(t, p.MedianSeconds, p.LongestSeconds)
+	}
+}
+
+func TestStandstills(t *testing.T) {
+	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
+	s := standstills{}
+	s.see(at(0), map[int32]int64{1: 0, 2: 7})
+	require.False(t, s.allMoved())
+	s.see(at(2), map[int32]int64{1: 10, 2: 7})
+	require.False(t, s.allMoved(), "lane 2 has not")
+	s.see(at(3), map[int32]int64{1: 20, 2: 8})
+	require.True(t, s.allMoved())
+	require.Equal(t, []time.Duration{2 * time.Second, 3 * time.Second}, s.cut(at(4)))
+	s.see(at(5), map[int32]int64{1: 20, 2: 9})
+	require.Equal(t, []time.Duration{2 * time.Second, 4 * time.Second}, s.cut(at(7)), "lane 1 has not moved since 3")
+	s.see(at(9), map[int32]int64{1: 21, 2: 9})
+	require.Equal(t, []time.Duration{4 * time.Second, 6 * time.Second}, s.cut(at(9)), "a standstill over a cut counts whole after it")
+}
+
 // TestCeilingRows holds the rows of the ceiling against what the columns must hold, and their indexes against the variants.
 func TestCeilingRows(t *testing.T) {
 	const events = 500
@@ -81,6 +135,9 @@ func TestParse(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"none", "all"}, o.variants)
 	require.Equal(t, 1_000_000, o.events)
+	require.Equal(t, []string{"throughput"}, o.scenarios)
+	require.EqualValues(t, 2_000_000_000, o.backlog.bytes)
+	require.Equal(t, []string{"snappy", "none", "zstd"}, o.backlog.codecs)
 	o, err = parse([]string{"-variants", "all", "-set", "A=1", "-set", "B=x=y"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"all"}, o.variants)
@@ -88,7 +145,18 @@ func TestParse(t *testing.T) {
 	_, err = parse([]string{"-h"})
 	require.ErrorIs(t, err, flag.ErrHelp)
 	for _, args := range [][]string{
-		{"-variants", ""}, {"-variants", "some"}, {"-set", "A"}, {"-rounds", "0"}, {"-lanes", "0"}, {"-events", "39"}, {"more"}, {"-no"},
+		{"-variants", ""},
+		{"-variants", "some"},
+		{"-set", "A"},
+		{"-rounds", "0"},
+		{"-lanes", "0"},
+		{"-events", "39"},
+		{"more"},
+		{"-no"},
+		{"-scenarios", ""},
+		{"-scenarios", "all"},
+		{"-backlog-codecs", "gzip"},
+		{"-backlog-bytes", "0"},
 	} {
 		_, err := parse(args)
 		require.Error(t, err, args)

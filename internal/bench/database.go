@@ -36,8 +36,8 @@ func (b *bench) onDatabase(ctx context.Context, indexes bool, do func(*database)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
 	db := &database{url: url, conn: conn}
+	defer func() { err = errors.Join(err, db.conn.Close(context.WithoutCancel(ctx))) }()
 	if !indexes {
 		if err := db.dropIndexes(ctx); err != nil {
 			return err
@@ -82,13 +82,42 @@ func (db *database) checkpoint(ctx context.Context) error {
 	return nil
 }
 
+// storedRecords is how many records the lanes' positions have moved past: topics here begin at 0, and have no control records.
+const storedRecords = `SELECT coalesce(sum(next_offset), 0)::bigint FROM audit_lane`
+
 // stored is how many records the lanes' positions have moved past. Reading it costs next to nothing: a row for each lane.
 func (db *database) stored(ctx context.Context) (records int64, err error) {
-	err = db.conn.QueryRow(ctx, `SELECT coalesce(sum(next_offset), 0)::bigint FROM audit_lane`).Scan(&records)
+	err = db.conn.QueryRow(ctx, storedRecords).Scan(&records)
 	if err != nil {
 		return 0, fmt.Errorf("read the positions: %w", err)
 	}
 	return records, nil
+}
+
+// positions are the lanes' next offsets, by lane.
+func (db *database) positions(ctx context.Context) (map[int32]int64, error) {
+	rows, err := db.conn.Query(ctx, `SELECT lane_id, next_offset FROM audit_lane`)
+	if err != nil {
+		return nil, fmt.Errorf("read the positions: %w", err)
+	}
+	at := map[int32]int64{}
+	var lane int32
+	var next int64
+	if _, err = pgx.ForEachRow(rows, []any{&lane, &next}, func() error { at[lane] = next; return nil }); err != nil {
+		return nil, fmt.Errorf("read the positions: %w", err)
+	}
+	return at, nil
+}
+
+// reconnect replaces a connection that an outage has broken.
+func (db *database) reconnect(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, db.url)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	db.conn.Close(ctx) //nolint:errcheck,gosec // it is broken already
+	db.conn = conn
+	return nil
 }
 
 // verify requires that every event is exactly one row.

@@ -7,12 +7,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kgo"
-	"go.uber.org/zap"
-
 	"auditsink/config"
 	"auditsink/internal/event"
-	"auditsink/internal/kafka"
 	"auditsink/internal/sample"
 )
 
@@ -33,12 +29,7 @@ type load struct {
 
 // preload fills a new topic with events, evenly over its lanes, and encodes them.
 func (b *bench) preload(ctx context.Context, topic string, events int) (*load, error) {
-	if err := b.kafka.NewTopic(ctx, topic, int32(b.lanes), nil); err != nil { //nolint:gosec // a small number
-		return nil, err
-	}
-	cfg := config.Default()
-	cfg.KafkaBrokers = b.kafka.Brokers()
-	producer, err := kafka.NewProducer(cfg, zap.NewNop(), kgo.RecordPartitioner(kgo.BasicConsistentPartitioner(inTurn)))
+	producer, err := b.newTopic(ctx, topic, b.lanes)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +37,7 @@ func (b *bench) preload(ctx context.Context, topic string, events int) (*load, e
 
 	l := &load{topic: topic, events: events}
 	generator := sample.New(seed)
-	decoder := event.NewDecoder(event.Rules{MaxBytes: int(cfg.EventMaxBytes), Horizon: 24 * time.Hour})
+	decoder := event.NewDecoder(event.Rules{MaxBytes: int(config.Default().EventMaxBytes), Horizon: 24 * time.Hour})
 	open := make([]chunk, b.lanes)
 	for i := range events {
 		now := time.Now()
@@ -69,15 +60,6 @@ func (b *bench) preload(ctx context.Context, topic string, events int) (*load, e
 		return nil, fmt.Errorf("fill topic %s: %w", topic, err)
 	}
 	return l, nil
-}
-
-// inTurn spreads records evenly, where hashing the keys of a dozen clinics would not.
-func inTurn(string) func(*kgo.Record, int) int {
-	turn := -1
-	return func(_ *kgo.Record, lanes int) int {
-		turn++
-		return turn % lanes
-	}
 }
 
 // copyRows names the columns that the sink stores, in its order.

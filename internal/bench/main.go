@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ import (
 
 // options are the command line's.
 type options struct {
+	scenarios             []string
 	events, indexedEvents int
 	lanes                 int
 	rounds                int
@@ -31,6 +33,10 @@ type options struct {
 	settings              []string // further AUDITSINK_ variables of the worker, as NAME=VALUE
 	binary                string   // of the worker; empty to build it
 	json                  string   // file for the raw figures
+
+	backlog backlogPlan
+	outage  outagePlan
+	scale   scalePlan
 }
 
 func main() {
@@ -52,7 +58,11 @@ func main() {
 }
 
 func parse(args []string) (options, error) {
-	var o options
+	o := options{
+		backlog: backlogPlan{lanes: 64},
+		outage:  outagePlan{lanes: 8, rate: 5000, before: 20 * time.Second, down: time.Minute, after: 40 * time.Second},
+		scale:   scalePlan{lanes: 16, rate: 2000, workers: []int{1, 4, 2}, each: 20 * time.Second},
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
 	flags.IntVar(&o.indexedEvents, "indexed-events", 500_000, "events of the variant all")
@@ -61,6 +71,9 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
+	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: throughput, outage, backlog, scale")
+	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
+	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
 	variants := flags.String("variants", "none,all", "indexes on audit_log: none, all, or both parted by a comma")
 	flags.Func("set", "another variable of the worker, NAME=VALUE; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
@@ -77,17 +90,30 @@ func parse(args []string) (options, error) {
 		}
 		return o, err
 	}
-	for _, name := range strings.Split(*variants, ",") {
-		if name != "none" && name != "all" {
-			return o, fmt.Errorf("-variants: %q is neither none nor all", name)
+	for _, list := range []struct {
+		flag, value string
+		known       []string
+		to          *[]string
+	}{
+		{"variants", *variants, []string{"none", "all"}, &o.variants},
+		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale"}, &o.scenarios},
+		{"backlog-codecs", *compressed, []string{"snappy", "none", "zstd"}, &o.backlog.codecs},
+	} {
+		*list.to = strings.Split(list.value, ",")
+		for _, name := range *list.to {
+			if !slices.Contains(list.known, name) {
+				return o, fmt.Errorf("-%s: %q is none of %s", list.flag, name, strings.Join(list.known, ", "))
+			}
 		}
-		o.variants = append(o.variants, name)
 	}
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if o.lanes < 1 || o.rounds < 1 || min(o.events, o.indexedEvents) < 10*o.lanes {
 		return o, errors.New("-lanes and -rounds must be positive, -events and -indexed-events ten times -lanes")
+	}
+	if o.backlog.bytes < 1 {
+		return o, errors.New("-backlog-bytes must be positive")
 	}
 	return o, nil
 }
@@ -108,14 +134,33 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	r := report{Facts: b.facts(ctx)}
-	for _, name := range o.variants {
-		runs, err := b.variant(ctx, name)
-		if err != nil {
-			return fmt.Errorf("measure with indexes: %s: %w", name, err)
+	for _, name := range o.scenarios {
+		if err := b.scenario(ctx, name, &r); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		r.Runs = append(r.Runs, runs...)
 	}
 	return r.publish(os.Stdout, o.json)
+}
+
+// scenario measures what one name of -scenarios stands for.
+func (b *bench) scenario(ctx context.Context, name string, r *report) (err error) {
+	switch name {
+	case "outage":
+		r.Outage, err = b.surviveOutage(ctx)
+	case "backlog":
+		r.Backlogs, err = b.backlogs(ctx)
+	case "scale":
+		r.Scale, err = b.measureScaling(ctx)
+	default:
+		for _, name := range b.variants {
+			runs, err := b.variant(ctx, name)
+			if err != nil {
+				return fmt.Errorf("measure with indexes: %s: %w", name, err)
+			}
+			r.Runs = append(r.Runs, runs...)
+		}
+	}
+	return err
 }
 
 // start builds the worker and starts the servers.

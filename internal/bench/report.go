@@ -85,9 +85,12 @@ func (f figures) String() string {
 
 // report is what the bench puts out.
 type report struct {
-	Facts   []fact    `json:"facts"`
-	Runs    []figures `json:"runs"`
-	Medians []figures `json:"medians"`
+	Facts    []fact           `json:"facts"`
+	Runs     []figures        `json:"runs,omitempty"`
+	Medians  []figures        `json:"medians,omitempty"`
+	Outage   *outageFigures   `json:"outage,omitempty"`
+	Backlogs []backlogFigures `json:"backlogs,omitempty"`
+	Scale    *scaleFigures    `json:"scale,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -111,7 +114,7 @@ func (b *bench) facts(ctx context.Context) []fact {
 		{"Go", runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH},
 		{"PostgreSQL", orWhy(b.postgresVersion(ctx)) + "; shared_buffers=2GB, wal_compression=on, the rest default"},
 		{"Kafka", orWhy(b.kafka.Tool(ctx, "kafka.Kafka", "--version")) + "; one broker, records compressed as internal/kafka.Producer does"},
-		{"topic", fmt.Sprintf("%d lanes, filled evenly", b.lanes)},
+		{"topic", fmt.Sprintf("%d lanes where the table doesn't say, filled evenly", b.lanes)},
 		{"worker", strings.Join(settings, " ")},
 	}
 }
@@ -145,18 +148,10 @@ func (r *report) publish(out io.Writer, path string) error {
 	for _, f := range r.Facts {
 		fmt.Fprintf(&text, "%-11s %s\n", f.Name, f.Value)
 	}
-	fmt.Fprintf(&text, "\n%-8s %-7s %9s %6s  %-24s  %-24s  %11s %8s\n", "", "", "", "", "steady, rows/s", "whole run, rows/s", "CPU s", "")
-	fmt.Fprintf(&text, "%-8s %-7s %9s %6s  %8s %8s %6s  %8s %8s %6s  %11s %8s\n", "indexes", "round", "events", "bytes",
-		"ceiling", "worker", "ratio", "ceiling", "worker", "ratio", "per million", "peak MB")
-	for _, f := range slices.Concat(r.Runs, r.Medians) {
-		round := "median"
-		if f.Round > 0 {
-			round = strconv.Itoa(f.Round)
-		}
-		fmt.Fprintf(&text, "%-8s %-7s %9d %6.0f  %8.0f %8.0f %6.2f  %8.0f %8.0f %6.2f  %11.2f %8.0f\n", f.Variant, round, f.Events, f.EventBytes,
-			f.Ceiling.Steady, f.Worker.Steady, f.Ratio.Steady, f.Ceiling.Whole, f.Worker.Whole, f.Ratio.Whole, f.CPUPerMillion, f.PeakMB)
-	}
-	text.WriteString("\nsteady: from a fifth of the events on; whole run: the worker's from its first commit on\n")
+	r.printRuns(&text)
+	r.Outage.print(&text)
+	printBacklogs(&text, r.Backlogs)
+	r.Scale.print(&text)
 	if _, err := out.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
@@ -171,6 +166,25 @@ func (r *report) publish(out io.Writer, path string) error {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
+}
+
+// printRuns is the table of the rounds and their medians.
+func (r *report) printRuns(text *bytes.Buffer) {
+	if len(r.Runs) == 0 {
+		return
+	}
+	fmt.Fprintf(text, "\n%-8s %-7s %9s %6s  %-24s  %-24s  %11s %8s\n", "", "", "", "", "steady, rows/s", "whole run, rows/s", "CPU s", "")
+	fmt.Fprintf(text, "%-8s %-7s %9s %6s  %8s %8s %6s  %8s %8s %6s  %11s %8s\n", "indexes", "round", "events", "bytes",
+		"ceiling", "worker", "ratio", "ceiling", "worker", "ratio", "per million", "peak MB")
+	for _, f := range slices.Concat(r.Runs, r.Medians) {
+		round := "median"
+		if f.Round > 0 {
+			round = strconv.Itoa(f.Round)
+		}
+		fmt.Fprintf(text, "%-8s %-7s %9d %6.0f  %8.0f %8.0f %6.2f  %8.0f %8.0f %6.2f  %11.2f %8.0f\n", f.Variant, round, f.Events, f.EventBytes,
+			f.Ceiling.Steady, f.Worker.Steady, f.Ratio.Steady, f.Ceiling.Whole, f.Worker.Whole, f.Ratio.Whole, f.CPUPerMillion, f.PeakMB)
+	}
+	text.WriteString("\nsteady: from a fifth of the events on; whole run: the worker's from its first commit on\n")
 }
 
 // medians takes the median of every figure by itself, over the rounds of each variant.

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
+
+	"auditsink/config"
+	"auditsink/internal/kafka"
+	"auditsink/internal/sample"
+)
+
+// newTopic makes a topic, and a producer that spreads records evenly over its lanes.
+func (b *bench) newTopic(ctx context.Context, topic string, lanes int, extra ...kgo.Opt) (*kafka.Producer, error) {
+	if err := b.kafka.NewTopic(ctx, topic, int32(lanes), nil); err != nil { //nolint:gosec // a small number
+		return nil, err
+	}
+	cfg := config.Default()
+	cfg.KafkaBrokers = b.kafka.Brokers()
+	return kafka.NewProducer(cfg, zap.NewNop(), append(extra, kgo.RecordPartitioner(kgo.BasicConsistentPartitioner(inTurn)))...)
+}
+
+func (b *bench) admin() (*kadm.Client, error) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(b.kafka.Brokers()...))
+	if err != nil {
+		return nil, fmt.Errorf("make a Kafka client: %w", err)
+	}
+	return kadm.NewClient(client), nil
+}
+
+// inTurn spreads records evenly, where hashing the keys of a dozen clinics would not.
+func inTurn(string) func(*kgo.Record, int) int {
+	turn := -1
+	return func(_ *kgo.Record, lanes int) int {
+		turn++
+		return turn % lanes
+	}
+}
+
+// pace publishes so many events a second until stop is closed, and returns how many there are in the topic then. Each lane gets its part of
+// them every few milliseconds.
+func pace(ctx context.Context, producer *kafka.Producer, topic string, perSecond int, stop <-chan struct{}) (int64, error) {
+	generator := sample.New(seed)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	begin, events := time.Now(), int64(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-stop:
+			if err := producer.Flush(ctx); err != nil {
+				return 0, fmt.Errorf("publish to topic %s: %w", topic, err)
+			}
+			return events, nil
+		case now := <-tick.C:
+			for due := int64(now.Sub(begin).Seconds() * float64(perSecond)); events < due; events++ {
+				key, value := generator.Next(now)
+				producer.Produce(ctx, topic, key, value)
+			}
+		}
+	}
+}
