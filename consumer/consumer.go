@@ -47,8 +47,10 @@ const (
 	rebalanceTimeout = 60 * time.Second
 	// commitInterval is how far Kafka's offsets may trail behind the positions.
 	commitInterval = time.Second
-	// fetchMaxBytes bounds one fetch from one broker, before it is unpacked, which is held in memory on top of the buffers.
-	fetchMaxBytes = 8 << 20
+	// fetchMaxBytes bounds one fetch from one broker, before it is unpacked, which is held in memory on top of the buffers. fetchMaxLaneBytes bounds
+	// one lane's part of it, by which a lane may exceed its share; a record batch that is larger comes whole, and alone.
+	fetchMaxBytes     = 2 << 20
+	fetchMaxLaneBytes = 256 << 10
 	// fetchMaxWait bounds how long a broker keeps a fetch that finds nothing. The client has one fetch under way with a broker, and a lane
 	// that was resumed meanwhile waits for it.
 	fetchMaxWait = 100 * time.Millisecond
@@ -89,6 +91,8 @@ type Consumer struct {
 	// moves are lanes to be fetched from another offset; the poll loop does that while it holds no records.
 	moves    chan *lane
 	wakePoll atomic.Pointer[context.CancelFunc]
+	// freed holds at most one signal for the poll loop: a lane holds less.
+	freed chan struct{}
 	// failed receives the error that ends the worker.
 	failed chan error
 	// running is the context of all lanes, and stop ends it; the client's callbacks bring contexts that end too early for a lane.
@@ -101,7 +105,7 @@ type Consumer struct {
 func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger) (*Consumer, error) {
 	c := &Consumer{
 		opts: opts, sink: s, metrics: m, log: log,
-		lanes: map[laneKey]*lane{}, moves: make(chan *lane, 1024), failed: make(chan error, 1),
+		lanes: map[laneKey]*lane{}, moves: make(chan *lane, 1024), failed: make(chan error, 1), freed: make(chan struct{}, 1),
 	}
 	c.running, c.stop = context.WithCancel(context.Background())
 	member, err := kgo.NewClient(append([]kgo.Opt{
@@ -116,6 +120,7 @@ func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *
 		// Control records move the position, or the lag behind a transactional producer would never be 0.
 		kgo.KeepControlRecords(),
 		kgo.FetchMaxBytes(fetchMaxBytes),
+		kgo.FetchMaxPartitionBytes(fetchMaxLaneBytes),
 		kgo.FetchMaxWait(fetchMaxWait),
 		// How soon partitions that were added are noticed, and topics that a pattern matches.
 		kgo.MetadataMaxAge(30*time.Second),
@@ -195,6 +200,7 @@ func (c *Consumer) poll(ctx context.Context) error {
 		if len(c.moves) > 0 || len(c.failed) > 0 {
 			wake() // the poll returns at once
 		}
+		c.awaitRoom(polling)
 		fetches := c.client.PollFetches(polling)
 		// Faults first: where the client has read on behind a log that was cut, none of that may get in.
 		fetches.EachPartition(func(p kgo.FetchTopicPartition) {

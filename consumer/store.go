@@ -34,6 +34,10 @@ func (c *Consumer) append(ctx context.Context, l *lane, batch *sink.Batch) error
 		return err
 	}
 	c.metrics.BufferedBytes.Sub(float64(l.stored(batch)))
+	select {
+	case c.freed <- struct{}{}:
+	default: // the poll loop has one to come already
+	}
 	return nil
 }
 
