@@ -63,17 +63,24 @@ func (b *bed) newSink(pool *postgres.Pool) *sink.Sink {
 	return b.newSinkWith(pool, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
 }
 
+// newSinkOf makes a sink that takes records by other rules.
+func (b *bed) newSinkOf(pool *postgres.Pool, rules event.Rules) *sink.Sink {
+	return sink.New(pool, rules, b.ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
+}
+
 func (b *bed) newSinkWith(pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) *sink.Sink {
-	ensure := func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		b.ensured.Add(1)
-		_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, months)
-		var refused *partitions.RangeError
-		if errorsAs(err, &refused) {
-			return refused.Refused, nil
-		}
-		return nil, err
+	return sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, m, log)
+}
+
+// ensure is the sink's way to table partitions on demand.
+func (b *bed) ensure(ctx context.Context, months []time.Time) ([]time.Time, error) {
+	b.ensured.Add(1)
+	_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, months)
+	var refused *partitions.RangeError
+	if errorsAs(err, &refused) {
+		return refused.Refused, nil
 	}
-	return sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, m, log)
+	return nil, err
 }
 
 var lane = sink.Lane{Topic: "audit", TopicID: [16]byte{1}, Partition: 3}

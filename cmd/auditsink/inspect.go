@@ -45,11 +45,7 @@ quarantined. Only a line feed ends a line; an empty line is an empty record.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, src.Close()) }()
-			in.rules = event.Rules{
-				MaxBytes:     int(cfg.EventMaxBytes),
-				Horizon:      time.Duration(cfg.RetentionHorizonDays) * 24 * time.Hour,
-				SignatureKey: []byte(cfg.EventSignatureKey.Reveal()),
-			}
+			in.rules = rules(cfg)
 			in.clock = time.Now
 			if cmd.Flags().Changed("now") {
 				in.clock = func() time.Time { return now }

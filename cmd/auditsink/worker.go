@@ -133,10 +133,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 	if err != nil {
 		return err
 	}
-	rules := event.Rules{
-		MaxBytes: int(cfg.EventMaxBytes), Horizon: horizon(cfg), SignatureKey: []byte(cfg.EventSignatureKey.Reveal()),
-	}
-	s := sink.New(ingest, rules, lateMonths(cfg, maintenance, m), m, log)
+	s := sink.New(ingest, rules(cfg), lateMonths(cfg, maintenance, m), m, log)
 	for {
 		member, err := consumer.New(consumer.Options{
 			Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
@@ -177,6 +174,11 @@ func runMember(ctx context.Context, cfg config.Config, log *zap.Logger, member *
 		member.Abandon()
 		return errors.Join(fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout), <-done)
 	}
+}
+
+// rules are what decides whether a record is taken.
+func rules(cfg config.Config) event.Rules {
+	return event.Rules{MaxBytes: int(cfg.EventMaxBytes), Horizon: horizon(cfg), SignatureKey: []byte(cfg.EventSignatureKey.Reveal())}
 }
 
 func horizon(cfg config.Config) time.Duration {

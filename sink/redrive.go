@@ -1,0 +1,232 @@
+package sink
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"auditsink/internal/event"
+	"auditsink/internal/failpoint"
+	"auditsink/internal/postgres"
+)
+
+// Redrive takes quarantined records again by the sink's rules. One that is a row now moves to its table in the transaction that marks it
+// redriven, so that it does once, whoever else tries and whatever breaks; one that still breaks a rule stays, with its reason brought up to
+// date. Records that come meanwhile are not taken. Whatever the error, what is returned was done.
+func (s *Sink) Redrive(ctx context.Context, c Change) (Changed, error) {
+	r := &redriving{decoder: event.NewDecoder(s.rules), ensure: s.ensure, unchecked: len(s.rules.SignatureKey) == 0 && !c.Unsigned}
+	r.changing = changing{Change: c, pool: s.pool, state: StateRedriven, work: r.take, refused: r.refuse}
+	if err := r.run(ctx); err != nil {
+		return r.total, fmt.Errorf("redrive quarantined records: %w", err)
+	}
+	return r.total, nil
+}
+
+// redriving is a redrive under way.
+type redriving struct {
+	changing
+	decoder *event.Decoder
+	ensure  EnsureFunc
+	// unchecked says that there is no key to check a signature with, and so no ground to think that one found wrong is right now.
+	unchecked bool
+	// months are those of the batch's rows, as first instants in UTC; ensured are those that table partitions were asked for, and barred
+	// those that got none.
+	months, ensured, barred []time.Time
+	// rejected is the record that the database refused last, by itself, and why.
+	rejected    int64
+	rejectedFor string
+}
+
+const readNew = `SELECT id, lane_id, lane_offset, record_timestamp, value, reason, coalesce(detail, '')
+	FROM audit_quarantine WHERE id = ANY ($1) AND state = 'new' ORDER BY id`
+
+// verdicts are what the records of a batch become.
+type verdicts struct {
+	rows []int64 // IDs of those that are rows
+	copy []byte  // the rows, as COPY wants them
+	// kept are the others: IDs, reasons, details.
+	kept            []int64
+	reasons, detail []string
+}
+
+// take does a batch: locks it, takes each record, stores the rows and marks them.
+func (r *redriving) take(ctx context.Context, tx pgx.Tx, ids []int64) (Changed, error) {
+	sql := readNew + ` FOR UPDATE` // and so waits for whoever else has them
+	if r.DryRun {
+		sql = readNew
+	}
+	v, err := r.judge(ctx, tx, sql, ids)
+	if err != nil {
+		return Changed{}, fmt.Errorf("take %d records: %w", len(ids), err)
+	}
+	done := Changed{Moved: int64(len(v.rows)), Kept: map[string]int64{}, Elsewhere: int64(len(ids) - len(v.rows) - len(v.kept))}
+	for _, reason := range v.reasons {
+		done.Kept[reason]++
+	}
+	if r.DryRun {
+		return done, nil
+	}
+	if len(v.rows) > 0 {
+		if err := storeRows(ctx, tx, v); err != nil {
+			return Changed{}, err
+		}
+		failpoint.Hit("quarantine.copied")
+		moved, err := r.move(ctx, tx, v.rows)
+		if err != nil {
+			return Changed{}, err
+		}
+		if moved != done.Moved {
+			return Changed{}, &HaltError{fmt.Errorf("%d rows stored, but %d records marked as redriven: find the trigger or rule on audit_quarantine", done.Moved, moved)}
+		}
+	}
+	if len(v.kept) > 0 {
+		_, err := tx.Exec(ctx, `UPDATE audit_quarantine q SET reason = k.reason, detail = k.detail
+			FROM unnest($1::bigint[], $2::text[], $3::text[]) k(id, reason, detail)
+			WHERE q.id = k.id AND q.state = 'new' AND (q.reason, q.detail) IS DISTINCT FROM (k.reason, k.detail)`, v.kept, v.reasons, v.detail)
+		if err != nil {
+			return Changed{}, fmt.Errorf("bring the reasons of %d records up to date: %w", len(v.kept), err)
+		}
+	}
+	return done, nil
+}
+
+// judge reads a batch and takes each record.
+func (r *redriving) judge(ctx context.Context, tx pgx.Tx, sql string, ids []int64) (*verdicts, error) {
+	rows, err := tx.Query(ctx, sql, ids)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	r.months = r.months[:0]
+	// The buffer is not used again: when the connection breaks, COPY may still read it after it has returned.
+	v := &verdicts{copy: bytes.Clone(copyHeader)}
+	var id int64
+	var lane int32
+	var rec event.Record
+	var at *time.Time
+	var was, detail string
+	_, err = pgx.ForEachRow(rows, []any{&id, &lane, &rec.Offset, &at, &rec.Value, &was, &detail}, func() error {
+		rec.Timestamp = -1
+		if at != nil {
+			rec.Timestamp = at.UnixMilli()
+		}
+		row, why := r.judgeOne(id, &rec, was, detail, now)
+		if why == nil {
+			v.copy = appendRow(v.copy, row, lane, &rec, now.UnixMilli())
+			v.rows = append(v.rows, id)
+			return nil
+		}
+		v.kept = append(v.kept, id)
+		v.reasons = append(v.reasons, why.Reason.String())
+		v.detail = append(v.detail, why.Detail+timestampNote(detail, why.Detail))
+		return nil
+	})
+	v.copy = append(v.copy, copyTrailer...)
+	return v, err
+}
+
+// judgeOne takes a record that was quarantined for a reason.
+func (r *redriving) judgeOne(id int64, rec *event.Record, was, detail string, now time.Time) (*event.Row, *event.Quarantine) {
+	if was == event.SignatureMismatch.String() && r.unchecked {
+		return nil, &event.Quarantine{Reason: event.SignatureMismatch, Detail: detail}
+	}
+	row, why := r.decoder.Take(rec, now)
+	if why != nil {
+		return nil, why
+	}
+	if id == r.rejected {
+		return nil, &event.Quarantine{Reason: event.RejectedByDatabase, Detail: r.rejectedFor}
+	}
+	t := time.UnixMicro(row.Timestamp).UTC()
+	month := time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
+	if slices.ContainsFunc(r.barred, month.Equal) {
+		return nil, &barredMonth
+	}
+	if !slices.ContainsFunc(r.months, month.Equal) {
+		r.months = append(r.months, month)
+	}
+	return row, nil
+}
+
+// timestampNote is what copyAside added to a detail on a timestamp that its column can't hold: it is nowhere else, and so must be kept.
+func timestampNote(old, detail string) string {
+	const begins = " (the record's timestamp, "
+	_, note, found := strings.Cut(old, begins)
+	if !found || strings.Contains(detail, begins) {
+		return ""
+	}
+	return begins + note
+}
+
+// storeRows copies rows into their table.
+func storeRows(ctx context.Context, tx pgx.Tx, v *verdicts) error {
+	tag, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(v.copy), copyRows)
+	if err != nil {
+		err = fmt.Errorf("copy %d records into audit_log: %w", len(v.rows), err)
+		if postgres.Classify(err) == postgres.Row {
+			return &refusedError{err}
+		}
+		return err
+	}
+	if int(tag.RowsAffected()) != len(v.rows) {
+		return &HaltError{fmt.Errorf("copy into audit_log: %d rows sent, %d stored: find the trigger or rule that drops rows", len(v.rows), tag.RowsAffected())}
+	}
+	return nil
+}
+
+// refuse makes what it can of an error: it has missing table partitions made, and notes why a record by itself is refused.
+func (r *redriving) refuse(ctx context.Context, ids []int64, err error) (again bool, _ error) {
+	var refused *refusedError
+	switch {
+	case errors.As(err, &refused) && len(ids) == 1 && ids[0] != r.rejected:
+		r.rejected, r.rejectedFor = ids[0], refusal(refused)
+		return true, nil
+	case postgres.Classify(err) != postgres.NoPartition:
+		return false, err
+	}
+	missing := slices.DeleteFunc(slices.Clone(r.months), func(m time.Time) bool { return slices.ContainsFunc(r.ensured, m.Equal) })
+	if len(missing) == 0 {
+		return false, fmt.Errorf("a row finds no table partition, though all are there: %w", err)
+	}
+	var barred []time.Time
+	err = r.retry(ctx, func() (err error) {
+		barred, err = r.ensure(ctx, missing)
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("make the table partitions of a batch: %w", err)
+	}
+	r.ensured = append(r.ensured, missing...)
+	r.barred = append(r.barred, barred...)
+	return true, nil
+}
+
+// refusal puts the database's refusal of a row in words. Its own message is left out, for it may quote the event.
+func refusal(err error) string {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return "the database refuses the row"
+	}
+	what := map[string]string{
+		"23502": "a column that may not be null", "23503": "a foreign key", "23505": "a unique constraint", "23514": "a check constraint",
+		"23P01": "an exclusion constraint", "22001": "a value too long for its column", "22021": "a character not in the database's encoding",
+		"22P02": "a value that its type doesn't take", "22P05": "a character that has no place in the database's encoding",
+	}[pg.Code]
+	if what == "" {
+		what = map[string]string{"22": "a value of wrong form", "23": "a constraint"}[pg.Code[:2]]
+	}
+	for _, name := range []string{pg.ConstraintName, pg.ColumnName} {
+		if name != "" {
+			what += " (" + name + ")"
+			break
+		}
+	}
+	return fmt.Sprintf("the database refuses the row over %s, SQLSTATE %s; once it takes such rows, redrive the record, or else discard it", what, pg.Code)
+}
