@@ -136,29 +136,39 @@ func TestRedriveTwoAtOnce(t *testing.T) {
 	})
 }
 
-// TestRedriveWaitsForAnother: what another session holds is not overlooked, and once it was moved on it isn't taken.
-func TestRedriveWaitsForAnother(t *testing.T) {
-	onBoth(t, func(b *bed) {
-		b.quarantine(b.claim(), events(0, 10))
-		another, err := b.pool.Begin(b.Context())
-		require.NoError(b, err)
-		_, err = another.Exec(b.Context(), `UPDATE audit_quarantine SET state = 'discarded' WHERE lane_offset IN (3, 4)`)
-		require.NoError(b, err)
-		result := make(chan sink.Changed, 1)
-		go func() {
-			done, err := b.sink.Redrive(b.Context(), b.operator("op"))
-			if err != nil {
-				b.Error(err)
-			}
-			result <- done
-		}()
-		require.Eventually(b, func() bool {
-			return b.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
-		}, 30*time.Second, 5*time.Millisecond)
-		require.NoError(b, another.Commit(b.Context()))
-		require.Equal(b, sink.Changed{Moved: 8, Kept: map[string]int64{}, Elsewhere: 2}, <-result)
-		b.redriven(8)
-	})
+// TestWaitsForAnother: what another session holds is not overlooked, and once it was moved on it isn't taken.
+func TestWaitsForAnother(t *testing.T) {
+	for state, other := range map[string]string{sink.StateRedriven: sink.StateDiscarded, sink.StateDiscarded: sink.StateRedriven} {
+		onBoth(t, func(b *bed) {
+			b.quarantine(b.claim(), events(0, 10))
+			another, err := b.pool.Begin(b.Context())
+			require.NoError(b, err)
+			_, err = another.Exec(b.Context(), `UPDATE audit_quarantine SET state = $1 WHERE lane_offset IN (3, 4)`, other)
+			require.NoError(b, err)
+			result := make(chan sink.Changed, 1)
+			go func() {
+				var done sink.Changed
+				var err error
+				if state == sink.StateRedriven {
+					done, err = b.sink.Redrive(b.Context(), b.operator("op"))
+				} else {
+					done, err = sink.Discard(b.Context(), b.pool, b.operator("op"))
+				}
+				if err != nil {
+					b.Error(err)
+				}
+				result <- done
+			}()
+			require.Eventually(b, func() bool {
+				return b.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
+			}, 30*time.Second, 5*time.Millisecond)
+			require.NoError(b, another.Commit(b.Context()))
+			require.Equal(b, sink.Changed{Moved: 8, Kept: map[string]int64{}, Elsewhere: 2}, <-result)
+			require.EqualValues(b, 8, b.number(`SELECT count(*) FROM audit_quarantine WHERE state = $1`, state))
+			require.EqualValues(b, 2, b.number(`SELECT count(*) FROM audit_quarantine WHERE state = $1`, other))
+			require.EqualValues(b, 8, b.number(`SELECT count(*) FROM audit_lane_event`))
+		})
+	}
 }
 
 // TestRedriveBackendsTerminated ends the sessions of two busy redrives at odd moments.
@@ -227,6 +237,24 @@ func TestRedriveUnansweredCommit(t *testing.T) {
 			b.redriven(49)
 		})
 	}
+}
+
+// TestRedriveSlowCommit gives up on a COMMIT that is under way: what it stores is not taken for somebody else's work.
+func TestRedriveSlowCommit(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		sink.SetAttemptTimeout(b.T, 500*time.Millisecond)
+		b.quarantine(b.claim(), events(0, 50))
+		// The client asks to cancel what it no longer waits for.
+		_, err := b.pool.Exec(b.Context(), `
+			CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$
+				BEGIN PERFORM pg_sleep(2); RETURN NULL; EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(1); RETURN NULL; END $$;
+			CREATE CONSTRAINT TRIGGER linger AFTER INSERT ON audit_lane_event DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.from_offset = 7) EXECUTE FUNCTION linger()`)
+		require.NoError(b, err)
+		done, err := b.sink.Redrive(b.Context(), b.operator("op"))
+		require.NoError(b, err)
+		require.Equal(b, sink.Changed{Moved: 50, Kept: map[string]int64{}}, done)
+		b.redriven(50)
+	})
 }
 
 // TestDiscardUnansweredCommit is the same for what is discarded.

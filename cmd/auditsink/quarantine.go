@@ -45,7 +45,7 @@ type chosen struct {
 func (f *chosen) flags(cmd *cobra.Command, reasonFlag string, limit int) {
 	flags := cmd.Flags()
 	flags.StringSliceVar(&f.reasons, reasonFlag, nil, "only those quarantined for this reason; may be given more than once")
-	flags.Int32SliceVar(&f.lanes, "lane", nil, "only those of the lane with this ID (see `auditsink lanes list`); may be given more than once")
+	flags.Int32SliceVar(&f.lanes, "lane", nil, "only those of the lane with this ID (see auditsink lanes list); may be given more than once")
 	flags.StringVar(&f.topic, "topic", "", "only those of this topic")
 	flags.Var(&f.since, "since", "only those quarantined since then: RFC 3339, or a duration back from now, such as 2h")
 	flags.Var(&f.until, "until", "only those quarantined before then, likewise")
