@@ -64,7 +64,7 @@ func (r *redriving) take(ctx context.Context, tx pgx.Tx, ids []int64) (Changed, 
 	}
 	v, err := r.judge(ctx, tx, sql, ids)
 	if err != nil {
-		return Changed{}, fmt.Errorf("take %d records: %w", len(ids), err)
+		return Changed{}, fmt.Errorf("lock and take %d records: %w", len(ids), err)
 	}
 	done := Changed{Moved: int64(len(v.rows)), Kept: map[string]int64{}, Elsewhere: int64(len(ids) - len(v.rows) - len(v.kept))}
 	for _, reason := range v.reasons {

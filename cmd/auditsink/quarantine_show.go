@@ -178,7 +178,10 @@ func newQuarantineShowCommand() *cobra.Command {
 		Use:   "show ID",
 		Short: "Show a quarantined record, its content included, and what was done to it",
 		Long: `show prints all there is about a quarantined record, its content included: as text where it is that and nothing in it would upset a
-terminal, and else in base64. --value writes the bytes of its value and nothing else, as they came from Kafka.`,
+terminal, and else in base64. --value writes the bytes of its value and nothing else, as they came from Kafka: to try what would become
+of it now,
+
+  auditsink quarantine show ID --value | base64 -w 0 | auditsink inspect --base64`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			filter, err := (&chosen{}).filter(args)
