@@ -313,6 +313,40 @@ func discardQuarantine(t *testing.T, s settings, databaseURL string, all, redriv
 	require.Regexp(t, `(?m)^discarded +\S+Z by \S+@\S+/\d+ \(postgres\): sent by mistake$`, succeed(t, s, "quarantine", "show", one))
 }
 
+// tooLarge puts records into quarantine that were too large once.
+func tooLarge(t *testing.T, databaseURL string, records int) {
+	t.Helper()
+	statement(t, databaseURL, `INSERT INTO audit_quarantine (lane_id, lane_offset, record_timestamp, value, reason, detail)
+		SELECT 1, n, now(), convert_to(format('{"timestamp":"%s","action":"a","status":"success"}', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')), 'UTF8'),
+		'too_large', 'then' FROM generate_series(1, $1) n`, records)
+}
+
+// TestRedriveInterrupted: one told to end in the middle, here while another session holds a record, tells what it has done.
+func TestRedriveInterrupted(t *testing.T) {
+	databaseURL := testkit.Postgres(t, 18)
+	s := settings{"POSTGRES_URL": databaseURL}
+	succeed(t, s, "migrate", "up")
+	tooLarge(t, databaseURL, 1200)
+	conn, err := pgx.Connect(t.Context(), databaseURL)
+	require.NoError(t, err)
+	defer conn.Close(context.WithoutCancel(t.Context())) //nolint:errcheck // it only held a lock
+	_, err = conn.Exec(t.Context(), `BEGIN; SELECT FROM audit_quarantine WHERE lane_offset = 700 FOR UPDATE`)
+	require.NoError(t, err)
+	p := start(t, s, "quarantine", "redrive", "--all")
+	eventually(t, "it waits", func() bool {
+		return number(t, databaseURL, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'auditsink' AND wait_event_type = 'Lock'`) == 1
+	})
+	p.terminate(t)
+	require.Equal(t, 1, p.wait(t))
+	require.Equal(t, "500 records taken, 500 redriven, 0 still quarantined\n", p.out.String())
+	require.Contains(t, p.errs.String(), "interrupted; the same command does what is left")
+	_, err = conn.Exec(t.Context(), `ROLLBACK`)
+	require.NoError(t, err)
+	require.Contains(t, succeed(t, s, "quarantine", "redrive", "--all"), "700 redriven")
+	require.EqualValues(t, 1200, number(t, databaseURL, `SELECT count(DISTINCT lane_offset) FROM audit_log`))
+	require.EqualValues(t, 1200, number(t, databaseURL, `SELECT count(*) FROM audit_log`))
+}
+
 // TestRedriveKilled kills a redrive at each step of a batch: what it left is taken by the next, once.
 func TestRedriveKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "auditsink")
@@ -322,9 +356,7 @@ func TestRedriveKilled(t *testing.T) {
 	s := settings{"POSTGRES_URL": databaseURL}
 	succeed(t, s, "migrate", "up")
 	const records = 2600 // some batches
-	statement(t, databaseURL, `INSERT INTO audit_quarantine (lane_id, lane_offset, record_timestamp, value, reason, detail)
-		SELECT 1, n, now(), convert_to(format('{"timestamp":"%s","action":"a","status":"success"}', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')), 'UTF8'),
-		'too_large', 'then' FROM generate_series(1, $1) n`, records)
+	tooLarge(t, databaseURL, records)
 	for i, at := range []string{"quarantine.copied=kill@1", "quarantine.moved=kill@1", "quarantine.committed=kill@1", "quarantine.copied=kill@2", "quarantine.moved=kill@2"} {
 		before := number(t, databaseURL, `SELECT count(*) FROM audit_log`)
 		cmd := exec.CommandContext(t.Context(), path, "quarantine", "redrive", "--all")
