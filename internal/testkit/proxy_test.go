@@ -187,6 +187,28 @@ func TestProxyLatency(t *testing.T) {
 	require.Equal(t, "b", next(c.answers, soon))
 }
 
+func TestProxyBeforeKafka(t *testing.T) {
+	proxy := OwnProxy(t, "127.0.0.1:1")
+	broker := OwnKafka(t, KafkaOptions{Properties: map[string]string{"advertised.listeners": "PLAINTEXT://" + proxy.Address()}})
+	proxy.Point(broker.Brokers()[0])
+	topic := Name(t)
+	broker.CreateTopic(t, topic, 1, nil)
+	produceAndConsume(t, []string{proxy.Address()}, topic, "value")
+
+	client := newClient(t, []string{proxy.Address()})
+	require.NoError(t, client.Ping(t.Context()))
+	proxy.CutOff()
+	pinged := make(chan error, 1)
+	go func() { pinged <- client.Ping(t.Context()) }()
+	select {
+	case err := <-pinged:
+		t.Fatalf("a broker answers that is cut off: %v", err)
+	case <-time.After(never):
+	}
+	proxy.Heal()
+	require.NoError(t, <-pinged)
+}
+
 // TestProxyLosesNothing sends more than all buffers hold to a server that doesn't read, through a silence that comes and goes.
 func TestProxyLosesNothing(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789\n"), 3<<20)

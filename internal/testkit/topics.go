@@ -122,36 +122,34 @@ func (a *topics) DeleteRecords(ctx context.Context, topic string, partition int3
 	return nil
 }
 
-// everywhere polls what each broker that runs says of a topic, until ok is content with all.
+// everywhere polls what each broker of the cluster says of a topic, until ok is content with all. One that is down or paused is asked until
+// the others have noticed.
 func (a *topics) everywhere(ctx context.Context, topic string, ok func(kmsg.MetadataResponseTopic) error) error {
-	for _, node := range a.nodes {
-		if !node.process.running() || node.process.guard != nil {
-			continue
-		}
-		client, err := node.client()
-		if err != nil {
-			return err
-		}
-		err = poll(ctx, 20*time.Millisecond, func() error {
-			response, err := metadata(ctx, client.SeedBrokers()[0], topic)
-			if err != nil {
-				return err
-			}
-			if err := ok(response.Topics[0]); err != nil {
-				return fmt.Errorf("broker %d: %w", node.id, err)
-			}
-			return nil
-		})
-		client.Close()
-		if err != nil {
-			return err
-		}
+	client, err := a.client()
+	if err != nil {
+		return err
 	}
-	return nil
+	defer client.Close()
+	return poll(ctx, 20*time.Millisecond, func() error {
+		cluster, err := metadata(ctx, client, "")
+		if err != nil {
+			return err
+		}
+		for _, broker := range cluster.Brokers {
+			response, err := metadata(ctx, client.Broker(int(broker.NodeID)), topic)
+			if err == nil {
+				err = ok(response.Topics[0])
+			}
+			if err != nil {
+				return fmt.Errorf("broker %d: %w", broker.NodeID, err)
+			}
+		}
+		return nil
+	})
 }
 
-// metadata asks one broker for what it knows of its cluster and, unless the name is empty, of a topic.
-func metadata(ctx context.Context, broker *kgo.Broker, topic string) (*kmsg.MetadataResponse, error) {
+// metadata asks a broker, or with a client any of them, for what it knows of its cluster and, unless the name is empty, of a topic.
+func metadata(ctx context.Context, broker kmsg.Requestor, topic string) (*kmsg.MetadataResponse, error) {
 	request := kmsg.NewPtrMetadataRequest()
 	request.Topics = []kmsg.MetadataRequestTopic{} // nil would be all
 	if topic != "" {
