@@ -21,7 +21,7 @@ import (
 )
 
 // assigned notes that the group took us in. The lanes come with claim, which knows their committed offsets.
-func (c *Consumer) assigned(context.Context, *kgo.Client, map[string][]int32) {
+func (c *member) assigned(context.Context, *kgo.Client, map[string][]int32) {
 	c.mu.Lock()
 	c.joined, c.brokersSeen = true, time.Now()
 	c.mu.Unlock()
@@ -30,69 +30,89 @@ func (c *Consumer) assigned(context.Context, *kgo.Client, map[string][]int32) {
 // claim takes the lanes that the group assigned over in Postgres, and answers from where to fetch each. While the database is
 // away it waits: an error would tear the group's session down. When ctx ends the session is over already, and the error makes the client ask
 // again in the next one for the lanes that are still ours; without it they would stay assigned and never be fetched.
-func (c *Consumer) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	lanes := c.adopt(committed)
-	topics := slices.Collect(maps.Keys(committed))
-	var details kadm.TopicDetails
-	if !c.insist(ctx, "ask the brokers for the topics' IDs", func() (err error) {
-		if details, err = c.admin.ListTopics(ctx, topics...); err != nil {
-			return err
-		}
-		for _, topic := range topics { // a topic that is gone for good ends the session, and with it the wait
-			if err := details[topic].Err; kerr.IsRetriable(err) {
-				return fmt.Errorf("topic %q: %w", topic, err)
-			}
-		}
-		return nil
-	}) {
+	ids, unknown, ok := c.topicIDs(ctx, slices.Collect(maps.Keys(committed))...)
+	if !ok {
 		return nil, ctx.Err()
 	}
-	var mu sync.Mutex // guards from
-	from := map[string]map[int32]kgo.Offset{}
+	var mu sync.Mutex // guards claims
+	claims := map[*lane]sink.Claim{}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(claimsAtOnce)
 	for _, l := range lanes {
+		if err := unknown[l.id.Topic]; err != nil { // the other topics must not wait for it
+			c.halt(l, topicGone(err))
+			continue
+		}
 		group.Go(func() error {
-			topic := details[l.id.Topic]
-			if topic.Err != nil {
-				c.halt(l, fmt.Errorf("ask for the ID of topic %q: %w", l.id.Topic, topic.Err))
-				return nil
-			}
-			claim, err := c.claimLane(ctx, l, topic.ID)
+			claim, err := c.claimLane(ctx, l, ids[l.id.Topic])
 			var refused *sink.RefusedError
 			switch {
 			case err == nil:
+				mu.Lock()
+				defer mu.Unlock()
+				claims[l] = claim
+				return nil
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case errors.As(err, &refused):
 				c.halt(l, err)
 				return nil
-			default:
-				c.fail(err)
-				return err
 			}
-			if c.start(l, claim) {
-				mu.Lock()
-				defer mu.Unlock()
-				if from[l.id.Topic] == nil {
-					from[l.id.Topic] = map[int32]kgo.Offset{}
-				}
-				from[l.id.Topic][l.id.Partition] = kgo.NewOffset().At(claim.Next).WithEpoch(claim.LeaderEpoch)
-			}
-			return nil
+			c.fail(err)
+			return err
 		})
 	}
 	err := group.Wait()
 	failpoint.Hit("consumer.claimed")
+	from := map[string]map[int32]kgo.Offset{}
+	for l, claim := range claims {
+		if err != nil || !c.start(l, claim) {
+			continue
+		}
+		if from[l.id.Topic] == nil {
+			from[l.id.Topic] = map[int32]kgo.Offset{}
+		}
+		from[l.id.Topic][l.id.Partition] = kgo.NewOffset().At(claim.Next).WithEpoch(claim.LeaderEpoch)
+	}
 	c.count()
 	return from, err
+}
+
+// topicPatience is how long the brokers may not know a topic of which they assigned us lanes: one that was just made may not have got about.
+const topicPatience = 5 * time.Second
+
+// topicIDs asks the brokers for the IDs of topics, as long as ctx allows. unknown are those that they go on not knowing.
+func (c *member) topicIDs(ctx context.Context, topics ...string) (ids map[string][16]byte, unknown map[string]error, ok bool) {
+	giveUp := time.Now().Add(topicPatience)
+	ok = c.insist(ctx, "ask the brokers for the topics' IDs", func() error {
+		details, err := c.admin.ListTopics(ctx, topics...)
+		if err != nil {
+			return err
+		}
+		ids, unknown = map[string][16]byte{}, map[string]error{}
+		for _, topic := range topics {
+			err := details[topic].Err
+			switch {
+			case err == nil:
+				ids[topic] = details[topic].ID
+			case kerr.IsRetriable(err) && time.Now().Before(giveUp):
+				return fmt.Errorf("topic %q: %w", topic, err)
+			default:
+				unknown[topic] = err
+			}
+		}
+		return nil
+	})
+	return ids, unknown, ok
 }
 
 // claimsAtOnce bounds the connections that claiming an assignment takes.
 const claimsAtOnce = 4
 
 // adopt makes the lanes of an assignment, which wait for their claims.
-func (c *Consumer) adopt(committed map[string]map[int32]kgo.Offset) []*lane {
+func (c *member) adopt(committed map[string]map[int32]kgo.Offset) []*lane {
 	var lanes []*lane
 	c.mu.Lock()
 	for topic, partitions := range committed {
@@ -117,7 +137,7 @@ func (c *Consumer) adopt(committed map[string]map[int32]kgo.Offset) []*lane {
 }
 
 // insist tries until it succeeds, with growing pauses, and reports false when ctx ends first.
-func (c *Consumer) insist(ctx context.Context, what string, try func() error) bool {
+func (c *member) insist(ctx context.Context, what string, try func() error) bool {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 200*time.Millisecond, 5*time.Second
 	for {
@@ -137,7 +157,7 @@ func (c *Consumer) insist(ctx context.Context, what string, try func() error) bo
 }
 
 // claimLane claims one lane, waiting out what passes, and making the lane known first where it is new.
-func (c *Consumer) claimLane(ctx context.Context, l *lane, topicID [16]byte) (claim sink.Claim, final error) {
+func (c *member) claimLane(ctx context.Context, l *lane, topicID [16]byte) (claim sink.Claim, final error) {
 	id := sink.Lane{Topic: l.id.Topic, TopicID: topicID, Partition: l.id.Partition}
 	ok := c.insist(ctx, "claim lane "+id.String(), func() error {
 		var err error
@@ -162,12 +182,15 @@ func (c *Consumer) claimLane(ctx context.Context, l *lane, topicID [16]byte) (cl
 	if !ok {
 		return sink.Claim{}, ctx.Err()
 	}
+	l.mu.Lock()
+	l.topicID = topicID
+	l.mu.Unlock()
 	return claim, final
 }
 
 // register makes all lanes of a topic known to Postgres, with where each begins: at what the group committed, else at the end
 // of the log that the settings name.
-func (c *Consumer) register(ctx context.Context, lane sink.Lane) error {
+func (c *member) register(ctx context.Context, lane sink.Lane) error {
 	topic := lane.Topic
 	begins, err := c.admin.ListStartOffsets(ctx, topic)
 	if err == nil {
@@ -206,7 +229,7 @@ func (c *Consumer) register(ctx context.Context, lane sink.Lane) error {
 }
 
 // start lets a claimed lane run. It reports false where the lane was given up meanwhile.
-func (c *Consumer) start(l *lane, claim sink.Claim) bool {
+func (c *member) start(l *lane, claim sink.Claim) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopping || c.lanes[laneKey{l.id.Topic, l.id.Partition}] != l {
@@ -225,20 +248,20 @@ func (c *Consumer) start(l *lane, claim sink.Claim) bool {
 }
 
 // revoked gives lanes up in good order: what is buffered is stored and committed first, as far as time allows.
-func (c *Consumer) revoked(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+func (c *member) revoked(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
 	failpoint.Hit("consumer.revoked")
 	c.drain(c.named(partitions))
 }
 
 // lost gives lanes up that are somebody else's already: nothing of them is stored or committed any more.
-func (c *Consumer) lost(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+func (c *member) lost(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
 	c.mu.Lock()
 	c.joined = false // until the next assignment
 	c.mu.Unlock()
 	c.remove(c.named(partitions))
 }
 
-func (c *Consumer) named(partitions map[string][]int32) []*lane {
+func (c *member) named(partitions map[string][]int32) []*lane {
 	var lanes []*lane
 	for topic, numbers := range partitions {
 		for _, n := range numbers {
@@ -251,7 +274,7 @@ func (c *Consumer) named(partitions map[string][]int32) []*lane {
 }
 
 // drain stores what the lanes have buffered, within the deadline, commits their offsets, and removes them.
-func (c *Consumer) drain(lanes []*lane) {
+func (c *member) drain(lanes []*lane) {
 	if len(lanes) == 0 {
 		return
 	}
@@ -284,7 +307,7 @@ func (c *Consumer) drain(lanes []*lane) {
 }
 
 // remove forgets lanes, at once.
-func (c *Consumer) remove(lanes []*lane) {
+func (c *member) remove(lanes []*lane) {
 	// Not while offsets are being committed: none may be for a lane after it was given up.
 	c.committing.Lock()
 	c.mu.Lock()

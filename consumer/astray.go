@@ -2,39 +2,38 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"go.uber.org/zap"
 
 	"auditsink/internal/kafka"
 	"auditsink/sink"
 )
 
-// findWay finds out why the broker doesn't have a lane's next record, all before which is stored. Records that retention removed
-// before we came to them become a gap on record; a log that ends below the position halts the lane.
-func (c *Consumer) findWay(ctx context.Context, l *lane) bool {
-	if !l.suspend(waiting, "the broker doesn't have the next record; asking what it has") {
-		return false // it is being given up
+// mostFaults is how often in a row the brokers may refuse to give the next record, for no reason that is seen, until the lane halts.
+const mostFaults = 5
+
+// findWay finds out why the broker doesn't give a lane's next record, all before which is stored. Records that retention removed
+// before we came to them become a gap on record. A log that ends below the position, and a topic that is no more, halt the lane.
+func (c *member) findWay(ctx context.Context, l *lane) bool {
+	why, times := l.fault()
+	if !l.suspend(waiting, "the broker doesn't give the next record: "+why.Error()) {
+		return l.isHalted() // which goes on record; else it is being given up
 	}
 	claim := l.claimed()
-	var log kafka.Log
-	if !c.insist(ctx, "ask the brokers what they have of lane "+l.id.String(), func() error {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		_, logs, err := kafka.Logs(ctx, c.admin, l.id.Topic, map[int32]int32{l.id.Partition: claim.LeaderEpoch})
-		if err != nil {
-			return err
-		}
-		var ok bool
-		if log, ok = logs[l.id.Partition]; !ok {
-			return fmt.Errorf("the topic has no partition %d", l.id.Partition)
-		}
-		return nil
-	}) {
-		return false
-	}
+	id, log, ok := c.extent(ctx, l, claim)
 	switch {
+	case !ok:
+		return false
+	case log == nil:
+		c.halt(l, topicGone(why))
+		return true
+	case id != l.topicID: // of the claim, which this goroutine made or began with
+		c.halt(l, topicGone(errors.New("it was created again")))
+		return true
 	case claim.Next < log.Start:
 		gap := &sink.Batch{Claim: claim, To: log.Start, LeaderEpoch: claim.LeaderEpoch, Gap: sink.GapRetention}
 		c.log.Error("records were removed by Kafka before they could be stored: a gap is put on record", zap.Stringer("lane", l.id),
@@ -46,12 +45,65 @@ func (c *Consumer) findWay(ctx context.Context, l *lane) bool {
 	case log.Known() < claim.Next:
 		c.halt(l, logCut(claim.Next, log.Known()))
 		return true
-	default: // a follower that was behind, or a leader that had just changed
+	case times >= mostFaults:
+		c.halt(l, fmt.Errorf("the brokers go on refusing the record at offset %d: %w", claim.Next, why))
+		return true
+	default: // a leader that had just changed, or something that passes
+		c.log.Warn("the broker doesn't give the next record, trying again", zap.Stringer("lane", l.id), zap.Int64("offset", claim.Next), zap.Error(why))
 		select {
-		case <-time.After(time.Second):
+		case <-time.After(time.Duration(times) * time.Second):
 		case <-ctx.Done():
 			return false
 		}
 	}
 	return c.continueAt(ctx, l, claim)
+}
+
+// extent asks the brokers for the topic's ID and what they have of a lane, nil where they go on not knowing it. It reports false when ctx ends first.
+func (c *member) extent(ctx context.Context, l *lane, claim sink.Claim) (id [16]byte, log *kafka.Log, ok bool) {
+	giveUp := time.Now().Add(topicPatience)
+	ok = c.insist(ctx, "ask the brokers what they have of lane "+l.id.String(), func() error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		topicID, logs, err := kafka.Logs(ctx, c.admin, l.id.Topic, map[int32]int32{l.id.Partition: claim.LeaderEpoch})
+		if errors.Is(err, kerr.UnknownTopicOrPartition) && time.Now().After(giveUp) {
+			return nil
+		}
+		if err == nil {
+			found := logs[l.id.Partition]
+			id, log = topicID, &found
+		}
+		return err
+	})
+	return id, log, ok
+}
+
+// topicGone says what a topic that the brokers no longer have means.
+func topicGone(err error) error {
+	return fmt.Errorf("the topic was deleted, or deleted and created again, and nothing more of the old one is to be had (%w)", err)
+}
+
+// mostMissing is how many times in a row the brokers may not know a lane when they are asked for the end of its log.
+const mostMissing = 3
+
+// missing notes that the brokers don't tell the end of a lane's log, and halts the lane where they go on not knowing it: the client would keep that
+// to itself.
+func (c *member) missing(l *lane, err error) {
+	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.UnknownTopicID) {
+		return
+	}
+	l.mu.Lock()
+	l.unknown++
+	gone := l.unknown >= mostMissing && l.phase == running
+	l.mu.Unlock()
+	if gone {
+		c.halt(l, topicGone(kerr.UnknownTopicOrPartition))
+	}
+}
+
+// found notes that the brokers know the lane.
+func (l *lane) found() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unknown = 0
 }

@@ -4,13 +4,13 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"auditsink/consumer"
 	"auditsink/internal/kafka"
 	"auditsink/internal/testkit"
 	"auditsink/sink"
@@ -134,9 +134,7 @@ func TestLogEndsBelowThePosition(t *testing.T) {
 	require.EqualValues(t, 1, b.number(`SELECT count(*) FROM audit_lane_event WHERE kind = 'halted'`))
 	_, err = sink.Reset(t.Context(), b.pool, b.inUse()[1].LaneID, 50, op)
 	require.NoError(t, err)
-	require.ErrorIs(t, <-w.done, consumer.ErrRejoin, "the worker finds out by itself")
-	close(w.done)
-	b.start(b.options())
+	b.eventually("the worker finds out by itself", func() bool { return w.Ready() == nil && value(w.metrics.LanesHalted) == 0 })
 	b.arrived()
 }
 
@@ -160,9 +158,7 @@ func TestTopicMadeAgainIsAccepted(t *testing.T) {
 	id, logs := b.logs()
 	_, err = sink.AcceptTopic(t.Context(), b.pool, b.inUse(), id, logs, op)
 	require.NoError(t, err)
-	require.ErrorIs(t, <-w.done, consumer.ErrRejoin)
-	close(w.done)
-	b.start(b.options())
+	b.eventually("the worker finds out by itself", func() bool { return w.Ready() == nil && value(w.metrics.LanesHalted) == 0 })
 	b.eventually("all is stored", func() bool { return b.number(`SELECT count(*) FROM audit_log`) == 130 })
 	require.EqualValues(t, 130, b.number(`SELECT count(DISTINCT (lane_id, lane_offset)) FROM audit_log`))
 	require.EqualValues(t, 130, b.number(`SELECT count(DISTINCT target_resource_id) FROM audit_log`))
@@ -264,8 +260,83 @@ func TestBrokersLoseRecords(t *testing.T) {
 	require.Less(t, logs[0].Kept, int64(100))
 	_, err = sink.Accept(t.Context(), b.pool, lane, sink.Log{Start: logs[0].Start, Known: logs[0].Known()}, op)
 	require.NoError(t, err)
-	require.ErrorIs(t, <-w.done, consumer.ErrRejoin)
-	close(w.done)
-	b.start(b.options())
+	b.eventually("the worker finds out by itself", func() bool { return w.Ready() == nil && value(w.metrics.LanesHalted) == 0 })
 	b.arrived()
+}
+
+// TestSetBackWhileClaimWaits: lane 0 is claimed, lane 1's claim waits, and lane 0 is set back meanwhile. The client isn't told of any lane before
+// all are claimed, and so the offset it then begins at must be the right one.
+func TestSetBackWhileClaimWaits(t *testing.T) {
+	b := newBed(t, testkit.Kafka(t), testkit.Postgres(t, 18), 2)
+	w := b.start(b.options())
+	b.produce(1000)
+	b.arrived()
+	w.stop()
+	lock, err := b.pool.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = lock.Exec(t.Context(), `SELECT FROM audit_lane WHERE partition = 1 FOR UPDATE`)
+	require.NoError(t, err)
+	epoch := b.number(`SELECT epoch FROM audit_lane WHERE partition = 0`)
+	b.start(b.options())
+	b.eventually("lane 0 is claimed", func() bool { return b.number(`SELECT epoch FROM audit_lane WHERE partition = 0`) == epoch+1 })
+	b.setBack(0, 300)
+	require.NoError(t, lock.Rollback(t.Context()))
+	b.produce(10)
+	b.arrived()
+}
+
+// setBack has the database forget what it knows of a partition from an offset on.
+func (b *bed) setBack(partition int32, to int64) {
+	b.Helper()
+	_, err := b.pool.Exec(b.Context(), `WITH gone AS (DELETE FROM audit_log USING audit_lane l WHERE l.lane_id = audit_log.lane_id AND l.partition = $1 AND lane_offset >= $2)
+		UPDATE audit_lane SET next_offset = $2 WHERE partition = $1`, partition, to)
+	require.NoError(b, err)
+}
+
+// TestTopicDeletedForGood: its lanes halt, and those of another topic that come to a worker together with them don't wait for it.
+func TestTopicDeletedForGood(t *testing.T) {
+	b := newBed(t, testkit.Kafka(t), testkit.Postgres(t, 18), 4)
+	gone := b.topic + "-gone"
+	b.broker.CreateTopic(t, gone, 4, nil)
+	both := kgo.ConsumeTopics(b.topic, gone)
+	first := b.start(b.options(), both)
+	b.produce(100)
+	b.eventually("it is stored", func() bool { return b.number(`SELECT count(*) FROM audit_log`) == 100 })
+	second := b.start(b.options(), both)
+	b.eventually("both have lanes", func() bool { return value(first.metrics.LanesOwned) == 4 && value(second.metrics.LanesOwned) == 4 })
+	_, err := b.admin.DeleteTopics(t.Context(), gone)
+	require.NoError(t, err)
+	b.eventually("its lanes halt", func() bool { return value(first.metrics.LanesHalted)+value(second.metrics.LanesHalted) == 4 })
+	require.ErrorContains(t, second.Ready(), "deleted")
+	first.stop()
+	b.produce(100)
+	b.eventually("the other topic goes on", func() bool { return b.number(`SELECT count(*) FROM audit_log`) == 200 })
+	b.eventually("it is on record", func() bool { return b.number(`SELECT count(*) FROM audit_lane WHERE state = 'halted'`) == 4 })
+
+	// An operator's word ends it, or a topic of that name begins anew.
+	b.broker.CreateTopic(t, gone, 1, nil)
+	id, found, err := kafka.Logs(t.Context(), b.admin, gone, nil)
+	require.NoError(t, err)
+	lanes, err := sink.Lanes(t.Context(), b.pool)
+	require.NoError(t, err)
+	lanes = slices.DeleteFunc(lanes, func(l sink.LaneStatus) bool { return l.Topic != gone })
+	_, err = sink.AcceptTopic(t.Context(), b.pool, lanes, id, map[int32]sink.Log{0: {Start: found[0].Start, Known: found[0].Known()}}, op)
+	require.NoError(t, err)
+	require.NoError(t, b.client.ProduceSync(t.Context(), &kgo.Record{Topic: gone, Value: b.event()}).FirstErr())
+	b.eventually("the new topic is stored", func() bool { return b.number(`SELECT count(*) FROM audit_log`) == 201 })
+	b.eventually("the worker is ready", func() bool { return second.Ready() == nil })
+}
+
+// TestPositionBeyondTheEndOfAnUnknownEpoch: without a leader epoch to compare, the end of the log tells.
+func TestPositionBeyondTheEndOfAnUnknownEpoch(t *testing.T) {
+	b := newBed(t, testkit.Kafka(t), testkit.Postgres(t, 15), 1)
+	b.produce(100)
+	w := b.start(b.options())
+	b.arrived()
+	w.stop()
+	_, err := b.pool.Exec(t.Context(), `UPDATE audit_lane SET next_offset = 5000, leader_epoch = -1`)
+	require.NoError(t, err)
+	w = b.start(b.options())
+	b.eventually("it is on record", func() bool { return b.number(`SELECT count(*) FROM audit_lane WHERE state = 'halted'`) == 1 })
+	require.ErrorContains(t, w.Ready(), "only what is below 100")
 }

@@ -17,7 +17,7 @@ const lagInterval = 5 * time.Second
 
 // measureLag compares the positions with the ends of the logs, as the brokers tell them: so the figures grow also while
 // fetching is paused, or Postgres is away.
-func (c *Consumer) measureLag(ctx context.Context) {
+func (c *member) measureLag(ctx context.Context) {
 	lanes := c.ownLanes()
 	ctx, cancel := context.WithTimeout(ctx, lagInterval)
 	defer cancel()
@@ -46,8 +46,10 @@ func (c *Consumer) measureLag(ctx context.Context) {
 	for _, l := range lanes {
 		end, ok := ends.Lookup(l.id.Topic, l.id.Partition)
 		if !ok || end.Err != nil {
+			c.missing(l, end.Err)
 			continue
 		}
+		l.found()
 		position := l.position()
 		if position < 0 { // neither Postgres nor the group knows the lane: all that the log holds is ahead
 			if begins == nil {
@@ -68,7 +70,7 @@ func (c *Consumer) measureLag(ctx context.Context) {
 	}
 }
 
-func (c *Consumer) brokerAnswered() {
+func (c *member) brokerAnswered() {
 	c.mu.Lock()
 	c.brokersSeen = time.Now()
 	c.mu.Unlock()
@@ -91,17 +93,19 @@ func (l *lane) lagAge(records int64, now time.Time) time.Duration {
 	return now.Sub(l.behind)
 }
 
-// commitOffsets commits and waits for the answer; the error is the first of the request or of any partition.
-func (c *Consumer) commitOffsets(ctx context.Context, offsets map[string]map[int32]kgo.EpochOffset) (err error) {
-	c.client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, failed error) {
-		if err = failed; err != nil || resp == nil {
+// commitOffsets commits and waits for the answer. failed tells of which partitions that is not known to have been done, and err why.
+func (c *member) commitOffsets(ctx context.Context, offsets map[string]map[int32]kgo.EpochOffset) (failed func(topic string, partition int32) bool, err error) {
+	done := map[laneKey]bool{}
+	c.client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, refused error) {
+		if err = refused; err != nil || resp == nil {
 			return
 		}
 		for _, topic := range resp.Topics {
 			for _, partition := range topic.Partitions {
+				done[laneKey{topic.Topic, partition.Partition}] = partition.ErrorCode == 0
 				err = errors.Join(err, kerr.ErrorForCode(partition.ErrorCode))
 			}
 		}
 	})
-	return err
+	return func(topic string, partition int32) bool { return !done[laneKey{topic, partition}] }, err
 }

@@ -56,8 +56,15 @@ type lane struct {
 	rows  int
 	// gone says that the lane was given up: its pauses are no longer its own business.
 	gone bool
-	// astray says that the broker doesn't have what comes next; it stays paused until its goroutine has found out why.
-	astray bool
+	// astray is why the broker doesn't give what comes next, or nil. The lane stays paused until its goroutine has found out more.
+	astray error
+	// faults counts how often in a row that was so, and faulted is when last.
+	faults  int
+	faulted time.Time
+	// unknown counts how often in a row the brokers didn't know the lane.
+	unknown int
+	// topicID is that of the claim.
+	topicID [16]byte
 	// suspect says what is wrong with the position in Postgres, until the lane's goroutine has seen to it.
 	suspect error
 	// bytes counts what is queued and what is in the batch being stored; share is what the lane may hold before it is paused.
@@ -79,7 +86,7 @@ type lane struct {
 	batch []event.Record
 }
 
-// fetched are records that came with one fetch; leaderEpoch is the last one's.
+// fetched are records of one leader epoch that came with one fetch.
 type fetched struct {
 	records     []event.Record
 	arrived     time.Time
@@ -109,10 +116,18 @@ func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64)
 	if l.phase != running || len(records) == 0 {
 		return 0, 0
 	}
+	if l.since.IsZero() {
+		l.since = now
+	}
 	taken := make([]event.Record, 0, len(records))
+	from := 0 // of taken, the records of one leader epoch
 	for _, r := range records {
 		if r.Offset < l.reached {
 			continue // a fetch may begin in the middle of what the broker stores as one
+		}
+		if r.LeaderEpoch != l.leaderEpoch {
+			l.enqueue(taken[from:], now)
+			from = len(taken)
 		}
 		l.reached, l.leaderEpoch = r.Offset+1, r.LeaderEpoch
 		if r.Attrs.IsControl() {
@@ -125,22 +140,26 @@ func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64)
 		bytes += cost(&rec)
 		taken = append(taken, rec)
 	}
-	if l.since.IsZero() {
-		l.since = now
-	}
-	if len(taken) > 0 {
-		l.queue = append(l.queue, fetched{taken, now, l.leaderEpoch})
-		l.rows += len(taken)
-		l.bytes += bytes
-		if l.oldest < 0 {
-			l.oldest = taken[0].Timestamp
-		}
-	}
+	l.enqueue(taken[from:], now)
+	l.bytes += bytes
+	l.faults = 0
 	l.signal()
 	if l.bytes > l.share && !l.paused {
 		l.pause(true)
 	}
 	return len(taken), bytes
+}
+
+// enqueue queues records of the leader epoch reached. l.mu is held.
+func (l *lane) enqueue(records []event.Record, now time.Time) {
+	if len(records) == 0 {
+		return
+	}
+	l.queue = append(l.queue, fetched{records, now, l.leaderEpoch})
+	l.rows += len(records)
+	if l.oldest < 0 {
+		l.oldest = records[0].Timestamp
+	}
 }
 
 // pause stops or resumes fetching. l.mu is held.
@@ -160,7 +179,7 @@ func cost(r *event.Record) int64 {
 
 // Why next returns no batch, beside what is wrong with the position.
 var (
-	errAstray = errors.New("the broker doesn't have the next record")
+	errAstray = errors.New("the broker doesn't give the next record")
 	errHalted = errors.New("the lane has halted")
 )
 
@@ -196,22 +215,33 @@ func (l *lane) trouble() error {
 		return errHalted
 	case l.phase == running && l.suspect != nil:
 		return l.suspect
-	case l.phase == running && l.astray:
+	case l.phase == running && l.astray != nil:
 		return errAstray
 	}
 	return nil
 }
 
-// stray pauses a lane of which the broker doesn't have the next record. What is buffered is stored first.
-func (l *lane) stray() {
+// stray pauses a lane of which the broker doesn't give the next record. What is buffered is stored first.
+func (l *lane) stray(why error, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.phase != running || l.astray {
+	if l.phase != running || l.astray != nil {
 		return
 	}
-	l.astray = true
+	if now.Sub(l.faulted) > time.Minute {
+		l.faults = 0
+	}
+	l.astray, l.faulted = why, now
+	l.faults++
 	l.pause(true)
 	l.signal()
+}
+
+// fault is why the lane is astray, and how often in a row it has been.
+func (l *lane) fault() (why error, times int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.astray, l.faults
 }
 
 // check holds the lane against what Postgres says of it, read since the lane had that claim. A lane that has moved on meanwhile, or is about
@@ -238,7 +268,7 @@ func (l *lane) due(now time.Time) (time.Duration, bool) {
 	if l.reached <= l.claim.Next || l.phase != running && l.phase != draining {
 		return time.Hour, false
 	}
-	if l.rows >= l.limits.rows || l.bytes >= min(l.limits.bytes, l.share/2) || l.phase == draining || l.astray {
+	if l.rows >= l.limits.rows || l.bytes >= min(l.limits.bytes, l.share/2) || l.phase == draining || l.astray != nil {
 		return 0, true
 	}
 	age := now.Sub(l.since)
@@ -290,7 +320,7 @@ func (l *lane) stored(b *sink.Batch) (bytes int64) {
 	if len(l.queue) > 0 {
 		l.oldest = l.queue[0].records[0].Timestamp
 	}
-	if l.paused && l.phase == running && !l.astray && l.bytes < l.share/2 {
+	if l.paused && l.phase == running && l.astray == nil && l.bytes < l.share/2 {
 		l.pause(false)
 	}
 	return bytes
@@ -346,7 +376,7 @@ func (l *lane) place(c sink.Claim) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.claim, l.reached, l.leaderEpoch = c, c.Next, c.LeaderEpoch
-	l.astray, l.suspect = false, nil
+	l.astray, l.suspect = nil, nil
 }
 
 // resume lets a lane that waits run from its position. It reports whether it did.

@@ -2,16 +2,22 @@ package consumer
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/zap"
 	"pgregory.net/rapid"
 
+	"auditsink/internal/event"
+	"auditsink/metrics"
 	"auditsink/sink"
 )
+
+var errTest = errors.New("refused")
 
 var wide = limits{rows: 1000, bytes: 1 << 20, interval: time.Second}
 
@@ -165,8 +171,11 @@ func TestAstray(t *testing.T) {
 		l := newTestLane(wide, &taps)
 		l.put(records(0, 1), time.Now())
 		taps = nil
-		l.stray()
-		l.stray()
+		l.stray(errTest, time.Now())
+		l.stray(errors.New("another"), time.Now())
+		why, times := l.fault()
+		require.Equal(t, errTest, why)
+		require.Equal(t, 1, times)
 		require.Equal(t, []bool{false}, taps)
 		began := time.Now()
 		b := due(t, l)
@@ -207,7 +216,7 @@ func TestCheck(t *testing.T) {
 	l.put(records(0), time.Now())
 	l.drain()
 	l.phase = running
-	l.astray = true // due at once
+	l.astray = errTest // due at once
 	b := due(t, l)
 	l.check(had, 1, 1, "me")
 	require.NoError(t, l.suspect, "a batch is under way")
@@ -293,4 +302,60 @@ func TestLaneModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+// TestFaultsInARow: records that come end the row, and so does a minute.
+func TestFaultsInARow(t *testing.T) {
+	l, now := newTestLane(wide), time.Unix(1000, 0)
+	stray := func(after time.Duration) int {
+		now = now.Add(after)
+		l.stray(errTest, now)
+		_, times := l.fault()
+		l.suspend(waiting, "")
+		l.place(l.claimed())
+		l.resume()
+		return times
+	}
+	require.Equal(t, 1, stray(0))
+	require.Equal(t, 2, stray(time.Second))
+	require.Equal(t, 3, stray(time.Minute))
+	require.Equal(t, 1, stray(time.Minute+1))
+	l.put(records(0), now)
+	require.Equal(t, 1, stray(time.Second))
+}
+
+// TestEpochOfABatch: a batch that ends in the middle of a fetch has the leader epoch of its own last record.
+func TestEpochOfABatch(t *testing.T) {
+	l := newTestLane(limits{rows: 2, bytes: 1 << 20, interval: time.Hour})
+	fetch := records(0, 1, 2, 3, 4)
+	for i, epoch := range []int32{5, 5, 6, 6, 7} {
+		fetch[i].LeaderEpoch = epoch
+	}
+	l.put(fetch, time.Now())
+	l.drain()
+	for _, epoch := range []int32{5, 6, 7} {
+		b := due(t, l)
+		require.Equal(t, epoch, b.LeaderEpoch, b.To)
+		l.stored(b)
+	}
+	ended(t, l)
+}
+
+// TestHaltDuringABatchIsNotForgotten: the poll loop halts a lane while its goroutine is busy with something else; it goes on record all the same.
+func TestHaltDuringABatchIsNotForgotten(t *testing.T) {
+	c := &member{log: zap.NewNop(), metrics: metrics.New("test", event.Reasons()), lanes: map[laneKey]*lane{}}
+	for _, trouble := range []error{&sink.MovedError{}, errAstray} {
+		l := newTestLane(wide)
+		l.stray(errTest, time.Now())
+		c.halt(l, errors.New("the brokers lost records"))
+		require.True(t, c.recover(t.Context(), l, trouble))
+		_, next := l.next(t.Context())
+		require.ErrorIs(t, next, errHalted)
+		require.Equal(t, "the brokers lost records", l.reason())
+
+		l = newTestLane(wide)
+		l.stray(errTest, time.Now())
+		l.drain()
+		require.False(t, c.recover(t.Context(), l, trouble), "what follows a batch that was refused must not be stored")
+	}
 }

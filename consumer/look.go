@@ -2,6 +2,8 @@ package consumer
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,7 +16,7 @@ const lookInterval = 5 * time.Second
 
 // look finds what a lane at rest would only learn with its next batch: that a failover set its position back, that somebody else claimed it; and
 // that an operator has accepted or reset one that had halted.
-func (c *Consumer) look(ctx context.Context) {
+func (c *member) look(ctx context.Context) {
 	lanes := map[laneKey]*lane{}
 	had := map[laneKey]sink.Claim{} // before the database is asked: see lane.check
 	topics := map[string]bool{}
@@ -25,37 +27,72 @@ func (c *Consumer) look(ctx context.Context) {
 	if len(lanes) == 0 {
 		return
 	}
-	names := make([]string, 0, len(topics))
-	for name := range topics {
-		names = append(names, name)
-	}
 	ctx, cancel := context.WithTimeout(ctx, lookInterval)
 	defer cancel()
-	found, err := c.sink.InUse(ctx, c.opts.Group, names)
+	names := slices.Collect(maps.Keys(topics))
+	found, err := c.sink.InUse(ctx, names)
 	if err != nil {
-		// Batches run into the same and say so; while there are none this alone does.
-		c.log.Debug("the positions in Postgres can't be looked at", zap.Error(err))
+		c.log.Warn("the positions in Postgres can't be looked at", zap.Error(err))
 		return
 	}
+	rows := map[laneKey]*sink.LaneStatus{}
 	for i := range found {
-		f := &found[i]
-		key := laneKey{f.Topic, f.Partition}
-		l, claim := lanes[key], had[key]
-		if l == nil {
-			continue
-		}
-		if l.isHalted() {
-			if f.State == "active" && (f.LaneID != claim.LaneID || f.Epoch != claim.Epoch) {
-				c.log.Info("a lane that had halted can be claimed again: joining the group anew", zap.Stringer("lane", l.id))
-				c.fail(ErrRejoin)
+		rows[laneKey{found[i].Topic, found[i].Partition}] = &found[i]
+	}
+	var unclaimed []laneKey
+	for key, l := range lanes {
+		claim, row := had[key], rows[key]
+		switch {
+		case l.isHalted() && claim.Epoch == 0:
+			unclaimed = append(unclaimed, key)
+		case l.isHalted():
+			if row != nil && row.Group == c.opts.Group && row.State == "active" && (row.LaneID != claim.LaneID || row.Epoch != claim.Epoch) {
+				c.rejoin(l)
 				return
 			}
-			continue
-		}
-		if f.LaneID == claim.LaneID {
-			l.check(claim, f.Epoch, f.NextOffset, f.Owner)
+		case row != nil && row.LaneID == claim.LaneID:
+			l.check(claim, row.Epoch, row.NextOffset, row.Owner)
+		case row != nil: // an operator accepted another log in its place
+			l.check(claim, claim.Epoch+1, 0, "an operator")
 		}
 	}
+	if len(unclaimed) > 0 {
+		c.lookAtUnclaimed(ctx, lanes, unclaimed, found)
+	}
+}
+
+// lookAtUnclaimed finds whether a lane that halted before it was claimed could be claimed now: the brokers know its topic, under the ID and the
+// group of all its lanes in use, of which this one hasn't halted.
+func (c *member) lookAtUnclaimed(ctx context.Context, lanes map[laneKey]*lane, unclaimed []laneKey, found []sink.LaneStatus) {
+	topics := map[string]bool{}
+	for _, key := range unclaimed {
+		topics[key.topic] = true
+	}
+	details, err := c.admin.ListTopics(ctx, slices.Collect(maps.Keys(topics))...)
+	if err != nil {
+		return // lag is asked for too, and says so
+	}
+	for _, key := range unclaimed {
+		topic := details[key.topic]
+		free := topic.Err == nil && topic.Partitions[key.partition].Err == nil
+		for i := range found {
+			f := &found[i]
+			if f.Topic != key.topic {
+				continue
+			}
+			free = free && f.Group == c.opts.Group && f.TopicID == sink.TopicIDText(topic.ID) && (f.Partition != key.partition || f.State == "active")
+		}
+		if free {
+			c.rejoin(lanes[key])
+			return
+		}
+	}
+}
+
+// rejoin ends this membership, so that the next can claim a lane that has halted in this one.
+func (c *member) rejoin(l *lane) {
+	c.log.Info("a lane that had halted can be claimed again", zap.Stringer("lane", l.id))
+	c.fail(errRejoin)
 }
 
 func (l *lane) isHalted() bool {

@@ -10,7 +10,7 @@ const roomWait = time.Second
 
 // awaitRoom waits while all lanes together hold more than the budget: where many have small shares, a record batch for each is more than that.
 // It doesn't wait long, for those that hold it may be stuck, and the others are to go on.
-func (c *Consumer) awaitRoom(ctx context.Context) {
+func (c *member) awaitRoom(ctx context.Context) {
 	enough := time.After(roomWait)
 	for c.buffered() > c.opts.BufferBytes {
 		select {
@@ -24,7 +24,7 @@ func (c *Consumer) awaitRoom(ctx context.Context) {
 }
 
 // buffered is how many bytes all lanes hold.
-func (c *Consumer) buffered() (bytes int64) {
+func (c *member) buffered() (bytes int64) {
 	for _, l := range c.ownLanes() {
 		l.mu.Lock()
 		bytes += l.bytes

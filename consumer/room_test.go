@@ -13,7 +13,7 @@ import (
 func TestAwaitRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, other := newTestLane(wide), newTestLane(wide)
-		c := &Consumer{
+		c := &member{
 			opts: Options{BufferBytes: 500}, freed: make(chan struct{}, 1),
 			lanes: map[laneKey]*lane{{"t", 0}: one, {"t", 1}: other},
 		}

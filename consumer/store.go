@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 
@@ -14,7 +13,7 @@ import (
 )
 
 // store is a lane's goroutine: batch after batch into Postgres, and whatever comes in between, until the lane ends.
-func (c *Consumer) store(ctx context.Context, l *lane) {
+func (c *member) store(ctx context.Context, l *lane) {
 	for {
 		batch, trouble := l.next(ctx)
 		if batch != nil {
@@ -29,7 +28,7 @@ func (c *Consumer) store(ctx context.Context, l *lane) {
 }
 
 // append stores a batch and moves the lane on.
-func (c *Consumer) append(ctx context.Context, l *lane, batch *sink.Batch) error {
+func (c *member) append(ctx context.Context, l *lane, batch *sink.Batch) error {
 	if _, err := c.sink.Append(ctx, batch); err != nil {
 		return err
 	}
@@ -42,7 +41,7 @@ func (c *Consumer) append(ctx context.Context, l *lane, batch *sink.Batch) error
 }
 
 // recover sees to what is wrong with a lane, and reports whether it lives on.
-func (c *Consumer) recover(ctx context.Context, l *lane, trouble error) bool {
+func (c *member) recover(ctx context.Context, l *lane, trouble error) bool {
 	var fenced *sink.FencedError
 	var moved *sink.MovedError
 	var halt *sink.HaltError
@@ -66,11 +65,11 @@ func (c *Consumer) recover(ctx context.Context, l *lane, trouble error) bool {
 
 // reclaim drops what is buffered and, if the lane is still ours, continues from where Postgres says. A worker that was cut off learns from
 // its heartbeats that the lane has gone; so two of them must have been answered, for the first may have been on its way already.
-func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
+func (c *member) reclaim(ctx context.Context, l *lane, why error) bool {
 	c.log.Warn("lane lost its claim or its place: dropping what is buffered", zap.Stringer("lane", l.id), zap.Error(why))
-	was := l.position()
+	was := l.claimed()
 	if !l.suspend(waiting, why.Error()) {
-		return false // it is being given up
+		return l.isHalted() // which goes on record; else it is being given up
 	}
 	c.metrics.BufferedBytes.Sub(float64(l.discard()))
 	for since := c.beats.Load(); c.beats.Load() < since+2; {
@@ -80,41 +79,57 @@ func (c *Consumer) reclaim(ctx context.Context, l *lane, why error) bool {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	var details kadm.TopicDetails
-	if !c.insist(ctx, "ask the brokers for the topic's ID", func() (err error) {
-		if details, err = c.admin.ListTopics(ctx, l.id.Topic); err == nil {
-			err = details.Error()
-		}
-		return err
-	}) {
+	ids, unknown, ok := c.topicIDs(ctx, l.id.Topic)
+	if !ok {
 		return false
 	}
-	claim, err := c.claimLane(ctx, l, details[l.id.Topic].ID)
+	if err := unknown[l.id.Topic]; err != nil {
+		c.halt(l, topicGone(err))
+		return true
+	}
+	claim, err := c.claimLane(ctx, l, ids[l.id.Topic])
 	if err != nil {
 		if refused := (*sink.RefusedError)(nil); errors.As(err, &refused) {
 			c.halt(l, err)
-		} else if ctx.Err() == nil {
+			return true
+		}
+		if ctx.Err() == nil {
 			c.fail(err)
 		}
 		return false
 	}
 	c.log.Info("lane claimed again", zap.Stringer("lane", l.id), zap.Int64("epoch", claim.Epoch), zap.Int64("position", claim.Next))
-	if claim.Next < was {
+	switch {
+	case claim.LaneID != was.LaneID: // an operator accepted another log in its place
+	case claim.Next < was.Next:
 		c.metrics.Rewound.Inc()
-		c.log.Error("the database has lost transactions of this lane: fetching their records again", zap.Stringer("lane", l.id),
-			zap.Int64("was", was), zap.Int64("position", claim.Next))
+		c.log.Error("the lane was set back: fetching its records again", zap.Stringer("lane", l.id), zap.Int64("was", was.Next), zap.Int64("position", claim.Next))
 		if !c.insist(ctx, "put on record that lane "+l.id.String()+" was set back", func() error {
-			return c.sink.Rewound(ctx, claim, was, c.opts.Owner, "the position was set back (a failover or a restore that lost transactions, or lanes reset): its records are fetched again")
+			return c.sink.Rewound(ctx, claim, was.Next, c.opts.Owner, "the position was set back (a failover or a restore that lost transactions, or lanes reset): its records are fetched again")
 		}) {
 			return false
 		}
+	default:
+		return c.continueAt(ctx, l, claim)
 	}
-	return c.continueAt(ctx, l, claim)
+	// The client ignores an offset for a lane that it hasn't begun to fetch, or whose log it is comparing: only a fresh assignment is sure to
+	// begin further back.
+	c.fail(errRejoin)
+	return false
 }
 
-// continueAt has a lane that waits fetched from where a claim says. It reports whether the lane lives on.
-func (c *Consumer) continueAt(ctx context.Context, l *lane, claim sink.Claim) bool {
+// continueAt has a lane that waits fetched from where a claim says, which isn't below where it was. The log up to there must be the one that was
+// read: the client would forget that it had meant to compare. It reports whether the lane lives on.
+func (c *member) continueAt(ctx context.Context, l *lane, claim sink.Claim) bool {
 	l.place(claim)
+	_, log, ok := c.extent(ctx, l, claim)
+	if !ok {
+		return false
+	}
+	if log != nil && log.Known() < claim.Next {
+		c.halt(l, logCut(claim.Next, log.Known()))
+		return true
+	}
 	select {
 	case c.moves <- l:
 	case <-ctx.Done():
@@ -125,7 +140,7 @@ func (c *Consumer) continueAt(ctx context.Context, l *lane, claim sink.Claim) bo
 }
 
 // commit tells Kafka the positions, for lag display and other tools: we never read them again for a lane that Postgres knows.
-func (c *Consumer) commit(ctx context.Context) {
+func (c *member) commit(ctx context.Context) {
 	c.committing.Lock()
 	defer c.committing.Unlock()
 	offsets := map[string]map[int32]kgo.EpochOffset{}
@@ -148,11 +163,14 @@ func (c *Consumer) commit(ctx context.Context) {
 	failpoint.Hit("consumer.committing")
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := c.commitOffsets(ctx, offsets); err != nil {
+	failed, err := c.commitOffsets(ctx, offsets)
+	if err != nil {
 		c.log.Warn("offsets not committed to Kafka, trying again: nothing is lost, its lag display is behind", zap.Error(err))
-		return
 	}
 	for _, l := range lanes {
+		if failed(l.id.Topic, l.id.Partition) {
+			continue
+		}
 		l.mu.Lock()
 		l.committed = offsets[l.id.Topic][l.id.Partition].Offset
 		l.mu.Unlock()

@@ -22,8 +22,7 @@ type Stored struct {
 	Rows, Quarantined int64
 }
 
-// begin opens the transaction of a batch. A session that goes silent in it is ended by the server, for it may hold the lock on
-// the lane's row; LOCAL makes the settings work through a pooler too.
+// begin opens a transaction that may hold the lock on a lane's row. A session that goes silent in it is ended by the server; LOCAL makes the settings work through a pooler too.
 const begin = `BEGIN;
 	SET LOCAL idle_in_transaction_session_timeout = '5s';
 	SET LOCAL lock_timeout = '10s';
@@ -279,17 +278,22 @@ func (a *attempt) copyRows(ctx context.Context, conn *pgx.Conn, stream *rowStrea
 	stream.close()
 	a.decoders.Put(stream.decoder)
 	if err != nil {
-		err = fmt.Errorf("copy %d records into audit_log: %w", len(stream.records), withoutContent(err))
-		if postgres.Classify(err) == postgres.Row {
-			return fmt.Errorf("%w: %w", errRecord, err)
-		}
-		return err
+		return copyFailed(len(stream.records), err)
 	}
 	if tag.RowsAffected() != stream.rows {
 		return &HaltError{fmt.Errorf("copy into audit_log: %d rows sent, %d stored: find the trigger or rule that drops rows", stream.rows, tag.RowsAffected())}
 	}
 	a.stored.Rows += stream.rows
 	return nil
+}
+
+// copyFailed marks the error of a COPY of so many records as one that a record may be to blame for, where it is.
+func copyFailed(records int, err error) error {
+	err = fmt.Errorf("copy %d records into audit_log: %w", records, withoutContent(err))
+	if postgres.Classify(err) == postgres.Row {
+		return fmt.Errorf("%w: %w", errRecord, err)
+	}
+	return err
 }
 
 // rollback frees the connection for others, or gives it up.

@@ -148,10 +148,7 @@ func (a *attempt) blame(rec *event.Record, err error, now time.Time) error {
 	if refusal, ok := errors.AsType[*refusal](err); ok {
 		cause = refusal.cause()
 	}
-	s.refused[rec.Offset] = event.Quarantine{
-		Reason: event.RejectedByDatabase,
-		Detail: cause + ": the database refused the row; mend what refuses it, or the producer, and redrive the record",
-	}
+	s.refused[rec.Offset] = rejected(cause)
 	s.causes[cause]++
 	if !a.brake.trips(b.Claim.LaneID, now, len(s.refused), len(b.Records)) {
 		return nil
@@ -160,6 +157,14 @@ func (a *attempt) blame(rec *event.Record, err error, now time.Time) error {
 		"mostly with %s: that is systemic, so none of them was stored or quarantined; mend the cause (a constraint or trigger of audit_log, or the producer), "+
 		"then run `auditsink lanes accept`",
 		len(s.refused), s.tried+1, len(b.Records), b.Records[0].Offset, len(s.refused)+a.brake.recent(b.Claim.LaneID, now), s.mostly())}
+}
+
+// rejected is what a record is quarantined with that the database refuses for a cause.
+func rejected(cause string) event.Quarantine {
+	return event.Quarantine{
+		Reason: event.RejectedByDatabase,
+		Detail: cause + ": the database refused the row; mend what refuses it, or the producer, and redrive the record",
+	}
 }
 
 // refusedCommit prepares for the next attempt after COMMIT was refused over a row: a deferred constraint did so.

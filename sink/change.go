@@ -96,7 +96,7 @@ func (c *changing) countNew(ctx context.Context, tx pgx.Tx, ids []int64) (Change
 func (c *changing) move(ctx context.Context, tx pgx.Tx, ids []int64) (int64, error) {
 	tag, err := tx.Exec(ctx, moveOn, ids, c.state, c.Reason, c.Client)
 	if err != nil {
-		return 0, fmt.Errorf("mark %d records as %s: %w", len(ids), c.state, err)
+		return 0, fmt.Errorf("mark %d records as %s: %w", len(ids), c.state, withoutContent(err))
 	}
 	return tag.RowsAffected(), nil
 }
@@ -176,12 +176,6 @@ func (c *changing) next(ctx context.Context) ([]int64, error) {
 	return ids, nil
 }
 
-// refusedError is the database's refusal of the content of a batch: it was rolled back, and its halves may fare better.
-type refusedError struct{ error }
-
-// Unwrap gives the database's error.
-func (e *refusedError) Unwrap() error { return e.error }
-
 // batch does a batch. One that the database refuses is halved until the records at fault are alone, so that they hold up no other.
 func (c *changing) batch(ctx context.Context, ids []int64) error {
 	for {
@@ -189,7 +183,7 @@ func (c *changing) batch(ctx context.Context, ids []int64) error {
 		if err == nil {
 			return nil
 		}
-		if refused := (*refusedError)(nil); errors.As(err, &refused) && len(ids) > 1 {
+		if errors.Is(err, errRecord) && len(ids) > 1 {
 			half := len(ids) / 2
 			if err := c.batch(ctx, ids[:half]); err != nil {
 				return err
@@ -280,7 +274,7 @@ func (c *changing) transact(ctx context.Context, conn *pgx.Conn, ids []int64) (e
 	failpoint.Hit("quarantine.moved")
 	if err := tx.Commit(ctx); err != nil {
 		if postgres.Classify(err) == postgres.Row { // a deferred constraint: that is an answer
-			return &refusedError{err}
+			return fmt.Errorf("%w: COMMIT: %w", errRecord, withoutContent(err))
 		}
 		return fmt.Errorf("%w: %w", errUnanswered, err)
 	}

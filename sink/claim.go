@@ -153,7 +153,7 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 	}
 	defer conn.Release()
 	gaps := 0
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) error {
 		gaps = 0
 		// One at a time: of two workers that meet a new topic at once, the second must find all its lanes.
 		if err := lockTopic(ctx, tx, topic); err != nil {

@@ -31,9 +31,14 @@ func Lanes(ctx context.Context, pool *postgres.Pool) ([]LaneStatus, error) {
 	return lanes(ctx, pool, `true`)
 }
 
-// InUse lists the lanes of a group on the given topics, those that were retired left out.
-func (s *Sink) InUse(ctx context.Context, group string, topics []string) ([]LaneStatus, error) {
-	return lanes(ctx, s.pool, `consumer_group = $1 AND topic = ANY ($2) AND state <> 'retired'`, group, topics)
+// InUse lists the lanes of the given topics, whatever their group, those that were retired left out.
+func (s *Sink) InUse(ctx context.Context, topics []string) ([]LaneStatus, error) {
+	return lanes(ctx, s.pool, `topic = ANY ($1) AND state <> 'retired'`, topics)
+}
+
+// TopicIDText is a topic ID as [LaneStatus] has it.
+func TopicIDText(id [16]byte) string {
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
 }
 
 func lanes(ctx context.Context, pool *postgres.Pool, where string, args ...any) ([]LaneStatus, error) {

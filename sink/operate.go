@@ -29,10 +29,11 @@ type Operation struct {
 
 // Outcome is what became of a lane.
 type Outcome struct {
-	LaneID int32 `json:"lane_id"`
-	// Successor is the lane that goes on in its place, 0 where it goes on itself.
-	Successor  int32 `json:"successor,omitempty"`
-	NextOffset int64 `json:"next_offset"`
+	LaneID int32
+	// Retired says that it doesn't go on itself; Successor is the lane that does in its place, 0 where none does.
+	Retired    bool
+	Successor  int32
+	NextOffset int64
 }
 
 // ErrChanged says that a lane is not as it was looked at: look again.
@@ -53,6 +54,7 @@ func Accept(ctx context.Context, pool *postgres.Pool, lane LaneStatus, log Log, 
 		if err := retire(ctx, tx, lane, log.Known, op); err != nil {
 			return err
 		}
+		outcome.Retired = true
 		outcome.NextOffset = max(log.Known, log.Start)
 		err := tx.QueryRow(ctx, `
 			INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, next_offset)
@@ -60,6 +62,11 @@ func Accept(ctx context.Context, pool *postgres.Pool, lane LaneStatus, log Log, 
 			lane.LaneID, outcome.NextOffset).Scan(&outcome.Successor)
 		if err != nil {
 			return err
+		}
+		if log.Known < log.Start { // retention was faster than us
+			if _, err := tx.Exec(ctx, insertGap, outcome.Successor, GapRetention, log.Known, log.Start); err != nil {
+				return err
+			}
 		}
 		return note(ctx, tx, outcome.Successor, "accepted", outcome.NextOffset, outcome.NextOffset, op)
 	})
@@ -70,7 +77,7 @@ func Accept(ctx context.Context, pool *postgres.Pool, lane LaneStatus, log Log, 
 }
 
 // AcceptTopic begins with a topic that was deleted and created again: the lanes of the old one are retired, and each partition of the new one, of
-// which starts has the logs, gets a lane that begins at the start of its log.
+// which starts has the logs, gets a lane that begins at the start of its log. Without any, the topic is gone, and only its lanes are retired.
 func AcceptTopic(ctx context.Context, pool *postgres.Pool, old []LaneStatus, topicID [16]byte, starts map[int32]Log, op Operation) ([]Outcome, error) {
 	outcomes := make([]Outcome, 0, len(old))
 	topic, group := old[0].Topic, old[0].Group
@@ -109,7 +116,7 @@ func AcceptTopic(ctx context.Context, pool *postgres.Pool, old []LaneStatus, top
 			if !ok { // the new topic has fewer partitions
 				o.NextOffset = lane.NextOffset
 			}
-			o.LaneID = lane.LaneID
+			o.LaneID, o.Retired = lane.LaneID, true
 			outcomes = append(outcomes, o)
 		}
 		return nil
@@ -128,31 +135,22 @@ func (e *StoredAboveError) Error() string {
 	return fmt.Sprintf("the record at offset %d is stored already, and would be a second time after a reset to %d: reset to behind what is stored", e.Stored, e.To)
 }
 
-// Reset moves a lane, halted or not, to another offset, and returns where it was. What a move forward passes over goes on record as a gap of kind skipped. A move back
-// is refused with a [*StoredAboveError] where anything from there on is stored, since that would store it twice; looking for that reads all
-// of audit_log.
+// Reset moves a lane, halted or not, to another offset, and returns where it was. What a move forward passes over goes on record as a gap of
+// kind skipped. A move back is refused with a [*StoredAboveError] where anything from there on is stored, since that would store it twice;
+// looking for that reads all of audit_log, while the lane goes on. Where it has moved by then: [ErrChanged].
 func Reset(ctx context.Context, pool *postgres.Pool, lane int32, to int64, op Operation) (was int64, err error) {
+	if was, err = resettable(ctx, pool, lane, to); err != nil {
+		return 0, fmt.Errorf("reset lane %d: %w", lane, err)
+	}
+	back := to < was
 	err = inTransaction(ctx, pool, func(tx pgx.Tx) error {
+		before := was
 		err := tx.QueryRow(ctx, `SELECT next_offset FROM audit_lane WHERE lane_id = $1 AND state <> 'retired' FOR UPDATE`, lane).Scan(&was)
-		if errors.Is(err, pgx.ErrNoRows) {
+		if errors.Is(err, pgx.ErrNoRows) || err == nil && was != before && (back || to < was) {
 			return ErrChanged
 		}
 		if err != nil {
 			return err
-		}
-		if to < was {
-			var stored *int64
-			err := tx.QueryRow(ctx, `
-				SELECT min(lane_offset) FROM (
-					SELECT lane_offset FROM audit_log WHERE lane_id = $1 AND lane_offset >= $2
-					UNION ALL SELECT lane_offset FROM audit_quarantine WHERE lane_id = $1 AND lane_offset >= $2) above`,
-				lane, to).Scan(&stored)
-			if err != nil {
-				return err
-			}
-			if stored != nil {
-				return &StoredAboveError{To: to, Stored: *stored}
-			}
 		}
 		if to > was {
 			if _, err := tx.Exec(ctx, insertGap, lane, "skipped", was, to); err != nil {
@@ -169,21 +167,47 @@ func Reset(ctx context.Context, pool *postgres.Pool, lane int32, to int64, op Op
 	return was, nil
 }
 
+// resettable returns where a lane is, if it can be moved to an offset.
+func resettable(ctx context.Context, pool *postgres.Pool, lane int32, to int64) (was int64, err error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Release()
+	err = conn.QueryRow(ctx, `SELECT next_offset FROM audit_lane WHERE lane_id = $1 AND state <> 'retired'`, lane).Scan(&was)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, ErrChanged
+	case err != nil || to >= was:
+		return was, err
+	}
+	var stored *int64
+	err = conn.QueryRow(ctx, `
+		SELECT min(lane_offset) FROM (
+			SELECT lane_offset FROM audit_log WHERE lane_id = $1 AND lane_offset >= $2
+			UNION ALL SELECT lane_offset FROM audit_quarantine WHERE lane_id = $1 AND lane_offset >= $2) above`,
+		lane, to).Scan(&stored)
+	if err == nil && stored != nil {
+		err = &StoredAboveError{To: to, Stored: *stored}
+	}
+	return was, err
+}
+
 func inTransaction(ctx context.Context, pool *postgres.Pool, do func(tx pgx.Tx) error) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	return pgx.BeginFunc(ctx, conn, do)
+	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: begin}, do)
 }
 
 // lock takes a lane's row, which must still be where it was looked at.
 func lock(ctx context.Context, tx pgx.Tx, lane LaneStatus) error {
-	var next int64
+	var next, epoch int64
 	var state string
-	err := tx.QueryRow(ctx, `SELECT next_offset, state FROM audit_lane WHERE lane_id = $1 FOR UPDATE`, lane.LaneID).Scan(&next, &state)
-	if err == nil && (next != lane.NextOffset || state != lane.State) || errors.Is(err, pgx.ErrNoRows) {
+	err := tx.QueryRow(ctx, `SELECT next_offset, epoch, state FROM audit_lane WHERE lane_id = $1 FOR UPDATE`, lane.LaneID).Scan(&next, &epoch, &state)
+	if err == nil && (next != lane.NextOffset || epoch != lane.Epoch || state != lane.State) || errors.Is(err, pgx.ErrNoRows) {
 		return ErrChanged
 	}
 	return err

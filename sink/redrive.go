@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"auditsink/internal/event"
 	"auditsink/internal/failpoint"
@@ -40,8 +39,8 @@ type redriving struct {
 	// those that got none.
 	months, ensured, barred []time.Time
 	// rejected is the record that the database refused last, by itself, and why.
-	rejected    int64
-	rejectedFor string
+	rejected int64
+	why      event.Quarantine
 }
 
 const readNew = `SELECT id, lane_id, lane_offset, record_timestamp, value, reason, coalesce(detail, '')
@@ -91,7 +90,7 @@ func (r *redriving) take(ctx context.Context, tx pgx.Tx, ids []int64) (Changed, 
 			FROM unnest($1::bigint[], $2::text[], $3::text[]) k(id, reason, detail)
 			WHERE q.id = k.id AND q.state = 'new' AND (q.reason, q.detail) IS DISTINCT FROM (k.reason, k.detail)`, v.kept, v.reasons, v.detail)
 		if err != nil {
-			return Changed{}, fmt.Errorf("bring the reasons of %d records up to date: %w", len(v.kept), err)
+			return Changed{}, fmt.Errorf("bring the reasons of %d records up to date: %w", len(v.kept), withoutContent(err))
 		}
 	}
 	return done, nil
@@ -142,7 +141,7 @@ func (r *redriving) judgeOne(id int64, rec *event.Record, was, detail string, no
 		return nil, why
 	}
 	if id == r.rejected {
-		return nil, &event.Quarantine{Reason: event.RejectedByDatabase, Detail: r.rejectedFor}
+		return nil, &r.why
 	}
 	t := time.UnixMicro(row.Timestamp).UTC()
 	month := time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
@@ -169,11 +168,7 @@ func timestampNote(old, detail string) string {
 func storeRows(ctx context.Context, tx pgx.Tx, v *verdicts) error {
 	tag, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(v.copy), copyRows)
 	if err != nil {
-		err = fmt.Errorf("copy %d records into audit_log: %w", len(v.rows), err)
-		if postgres.Classify(err) == postgres.Row {
-			return &refusedError{err}
-		}
-		return err
+		return copyFailed(len(v.rows), err)
 	}
 	if int(tag.RowsAffected()) != len(v.rows) {
 		return &HaltError{fmt.Errorf("copy into audit_log: %d rows sent, %d stored: find the trigger or rule that drops rows", len(v.rows), tag.RowsAffected())}
@@ -183,12 +178,11 @@ func storeRows(ctx context.Context, tx pgx.Tx, v *verdicts) error {
 
 // refuse makes what it can of an error: it has missing table partitions made, and notes why a record by itself is refused.
 func (r *redriving) refuse(ctx context.Context, ids []int64, err error) (again bool, _ error) {
-	var refused *refusedError
-	switch {
-	case errors.As(err, &refused) && len(ids) == 1 && ids[0] != r.rejected:
-		r.rejected, r.rejectedFor = ids[0], refusal(refused)
+	if cause, ok := errors.AsType[*refusal](err); ok && errors.Is(err, errRecord) && ids[0] != r.rejected { // ids is down to one
+		r.rejected, r.why = ids[0], rejected(cause.cause())
 		return true, nil
-	case postgres.Classify(err) != postgres.NoPartition:
+	}
+	if postgres.Classify(err) != postgres.NoPartition {
 		return false, err
 	}
 	missing := slices.DeleteFunc(slices.Clone(r.months), func(m time.Time) bool { return slices.ContainsFunc(r.ensured, m.Equal) })
@@ -206,27 +200,4 @@ func (r *redriving) refuse(ctx context.Context, ids []int64, err error) (again b
 	r.ensured = append(r.ensured, missing...)
 	r.barred = append(r.barred, barred...)
 	return true, nil
-}
-
-// refusal puts the database's refusal of a row in words. Its own message is left out, for it may quote the event.
-func refusal(err error) string {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return "the database refuses the row"
-	}
-	what := map[string]string{
-		"23502": "a column that may not be null", "23503": "a foreign key", "23505": "a unique constraint", "23514": "a check constraint",
-		"23P01": "an exclusion constraint", "22001": "a value too long for its column", "22021": "a character not in the database's encoding",
-		"22P02": "a value that its type doesn't take", "22P05": "a character that has no place in the database's encoding",
-	}[pg.Code]
-	if what == "" {
-		what = map[string]string{"22": "a value of wrong form", "23": "a constraint"}[pg.Code[:2]]
-	}
-	for _, name := range []string{pg.ConstraintName, pg.ColumnName} {
-		if name != "" {
-			what += " (" + name + ")"
-			break
-		}
-	}
-	return fmt.Sprintf("the database refuses the row over %s, SQLSTATE %s; once it takes such rows, redrive the record, or else discard it", what, pg.Code)
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"auditsink/internal/event"
+	"auditsink/internal/testkit"
 	"auditsink/sink"
 )
 
@@ -217,22 +218,21 @@ func TestRedriveBackendsTerminated(t *testing.T) {
 // TestRedriveUnansweredCommit loses a COMMIT on its way, and its answer on the way back, and each with a connection that stays open and
 // silent: the records are redriven once in every case, and counted.
 func TestRedriveUnansweredCommit(t *testing.T) {
-	for _, c := range []struct{ reaches, freezes bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+	for _, cut := range []testkit.Cut{{}, {Forward: true}, {Freeze: true}, {Forward: true, Freeze: true}} {
 		onBoth(t, func(b *bed) {
-			k := &cutter{forward: c.reaches}
-			if c.freezes {
+			k, url := b.cutter()
+			if cut.Freeze {
 				sink.SetAttemptTimeout(b.T, 500*time.Millisecond)
-				k.thaw = make(chan struct{})
-				defer close(k.thaw)
+				defer k.Thaw()
 			}
-			through := b.newSink(b.open(k.through(b)))
+			through := b.newSink(b.open(url))
 			records := events(0, 50)
 			records[7].Value = []byte("[]")
 			b.quarantine(b.claim(), records)
-			k.armed.Store(true)
+			k.Once(cut)
 			done, err := through.Redrive(b.Context(), b.operator("op"))
 			require.NoError(b, err)
-			require.EqualValues(b, 1, k.cuts.Load(), "a COMMIT was cut")
+			require.Equal(b, 1, k.Cuts(), "a COMMIT was cut")
 			require.Equal(b, sink.Changed{Moved: 49, Kept: map[string]int64{"not_an_object": 1}}, done)
 			b.redriven(49)
 		})
@@ -259,15 +259,15 @@ func TestRedriveSlowCommit(t *testing.T) {
 
 // TestDiscardUnansweredCommit is the same for what is discarded.
 func TestDiscardUnansweredCommit(t *testing.T) {
-	for _, reaches := range []bool{false, true} {
+	for _, cut := range []testkit.Cut{{}, {Forward: true}} {
 		onBoth(t, func(b *bed) {
-			k := &cutter{forward: reaches}
-			through := b.open(k.through(b))
+			k, url := b.cutter()
+			through := b.open(url)
 			b.quarantine(b.claim(), events(0, 50))
-			k.armed.Store(true)
+			k.Once(cut)
 			done, err := sink.Discard(b.Context(), through, b.operator("op"))
 			require.NoError(b, err)
-			require.EqualValues(b, 1, k.cuts.Load(), "a COMMIT was cut")
+			require.Equal(b, 1, k.Cuts(), "a COMMIT was cut")
 			require.Equal(b, sink.Changed{Moved: 50, Kept: map[string]int64{}}, done)
 			require.EqualValues(b, 50, b.number(`SELECT count(*) FROM audit_lane_event WHERE kind = 'discarded'`))
 		})
@@ -279,19 +279,19 @@ func TestRedriveRefusedByTheDatabase(t *testing.T) {
 	for name, c := range map[string]struct{ forbid, allow, says string }{
 		"check constraint": {
 			`ALTER TABLE audit_log ADD CONSTRAINT no_threes CHECK (action !~ '3$')`, `ALTER TABLE audit_log DROP CONSTRAINT no_threes`,
-			"a check constraint (no_threes), SQLSTATE 23514",
+			"SQLSTATE 23514, constraint no_threes",
 		},
 		"deferred constraint": {
 			`CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.action ~ ''3$'' THEN RAISE unique_violation USING MESSAGE = NEW.action; END IF; RETURN NULL; END';
 			CREATE CONSTRAINT TRIGGER forbid AFTER INSERT ON audit_log DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION forbid()`,
 			`DROP TRIGGER forbid ON audit_log`,
-			"a unique constraint, SQLSTATE 23505",
+			"SQLSTATE 23505",
 		},
 		"a value of wrong form": {
 			`CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.action ~ ''3$'' THEN PERFORM NEW.action::int; END IF; RETURN NEW; END';
 			CREATE TRIGGER forbid BEFORE INSERT ON audit_log FOR EACH ROW EXECUTE FUNCTION forbid()`,
 			`DROP TRIGGER forbid ON audit_log`,
-			"a value that its type doesn't take, SQLSTATE 22P02",
+			"SQLSTATE 22P02",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -310,7 +310,7 @@ func TestRedriveRefusedByTheDatabase(t *testing.T) {
 				require.NoError(b, err)
 				require.Len(b, kept, 4)
 				for _, why := range kept {
-					require.Equal(b, "rejected_by_database the database refuses the row over "+c.says+"; once it takes such rows, redrive the record, or else discard it", why)
+					require.Equal(b, "rejected_by_database "+c.says+": the database refused the row; mend what refuses it, or the producer, and redrive the record", why)
 				}
 				_, err = b.pool.Exec(b.Context(), c.allow)
 				require.NoError(b, err)

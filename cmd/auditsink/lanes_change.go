@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
 
@@ -35,7 +34,8 @@ A LANE is a lane's number, a topic, or TOPIC/PARTITION.
 
 Where the topic was deleted and created again, its lanes are retired, and new ones
 begin at the start of the new topic. Where the brokers lost records that were stored,
-the lane is retired, and a new one begins where the log was cut. What was stored stays.`,
+the lane is retired, and a new one begins where the log was cut. Of a topic that is gone,
+the lanes are retired. What was stored stays.`,
 		Args: lanesArgs(&all),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeLanes(cmd, args, all, asJSON, reason, func(ctx context.Context, s *laneChange) error { return s.accept(ctx) })
@@ -99,10 +99,10 @@ type laneChange struct {
 	done     []laneOutcome
 }
 
+// topicLogs is what the brokers say of a topic.
 type topicLogs struct {
-	id   string
-	raw  [16]byte
-	logs map[int32]kafka.Log
+	id  [16]byte
+	err error
 }
 
 // laneOutcome is what became of a lane, for people and programs.
@@ -111,6 +111,7 @@ type laneOutcome struct {
 	Topic      string `json:"topic"`
 	Partition  int32  `json:"partition"`
 	Was        int64  `json:"was_offset"`
+	Retired    bool   `json:"retired,omitempty"`
 	Successor  int32  `json:"successor,omitempty"`
 	NextOffset int64  `json:"next_offset"`
 }
@@ -142,24 +143,9 @@ func changeLanes(cmd *cobra.Command, args []string, all, asJSON bool, reason str
 	if err := s.choose(ctx, args, all); err != nil {
 		return postgres.Explain(err)
 	}
-	if err := s.ask(ctx); err != nil {
-		return kafka.Explain(err, cfg)
-	}
+	s.ask(ctx)
 	failed := change(ctx, s)
-	return errors.Join(postgres.Explain(failed), s.print(cmd.OutOrStdout(), asJSON))
-}
-
-// operator names who runs the command.
-func operator() string {
-	name := "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	return fmt.Sprintf("%s@%s", name, host)
+	return errors.Join(s.print(cmd.OutOrStdout(), asJSON), kafka.Explain(postgres.Explain(failed), cfg))
 }
 
 // choose finds the lanes that args name among those in use, or all that have halted.
@@ -196,100 +182,134 @@ func names(arg string, l sink.LaneStatus) bool {
 	return arg == strconv.Itoa(int(l.LaneID)) || arg == l.Topic || arg == fmt.Sprintf("%s/%d", l.Topic, l.Partition)
 }
 
-// ask asks the brokers what they have of the lanes.
-func (s *laneChange) ask(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
+// ask asks the brokers what they have of the lanes' topics.
+func (s *laneChange) ask(ctx context.Context) {
 	s.topics = map[string]topicLogs{}
 	for _, lane := range s.lanes {
 		if _, ok := s.topics[lane.Topic]; ok {
 			continue
 		}
-		epochs := map[int32]int32{}
-		for _, l := range s.siblings[lane.Topic] {
-			epochs[l.Partition] = l.LeaderEpoch
-		}
-		id, logs, err := kafka.Logs(ctx, s.broker, lane.Topic, epochs)
-		if err != nil {
-			return err
-		}
-		s.topics[lane.Topic] = topicLogs{id: uuid(id), raw: id, logs: logs}
+		asking, cancel := context.WithTimeout(ctx, 30*time.Second)
+		id, _, err := kafka.Logs(asking, s.broker, lane.Topic, map[int32]int32{})
+		cancel()
+		s.topics[lane.Topic] = topicLogs{id: id, err: err}
 	}
-	return nil
 }
 
-func uuid(b [16]byte) string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+// logs asks for the logs of some lanes of a topic.
+func (s *laneChange) logs(ctx context.Context, topic string, epochs map[int32]int32) (map[int32]sink.Log, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	_, found, err := kafka.Logs(ctx, s.broker, topic, epochs)
+	logs := map[int32]sink.Log{}
+	for partition, log := range found {
+		logs[partition] = sink.Log{Start: log.Start, Known: log.Known()}
+	}
+	return logs, err
 }
 
+// accept does what it can, and tells what it couldn't.
 func (s *laneChange) accept(ctx context.Context) error {
 	begun := map[string]bool{}
+	var failed []error
 	for _, lane := range s.lanes {
 		topic := s.topics[lane.Topic]
-		switch log, ok := topic.logs[lane.Partition]; {
+		gone := errors.Is(topic.err, kerr.UnknownTopicOrPartition)
+		switch {
 		case begun[lane.Topic]:
-		case topic.id != lane.TopicID:
+		case topic.err != nil && !gone:
+			failed = append(failed, fmt.Errorf("lane %d (%s/%d): %w", lane.LaneID, lane.Topic, lane.Partition, topic.err))
+		case gone || sink.TopicIDText(topic.id) != lane.TopicID:
 			begun[lane.Topic] = true
-			logs := map[int32]sink.Log{}
-			for partition, log := range topic.logs {
-				logs[partition] = sink.Log{Start: log.Start, Known: log.Known()}
-			}
-			outcomes, err := sink.AcceptTopic(ctx, s.pool, s.siblings[lane.Topic], topic.raw, logs, s.op)
-			if err != nil {
-				return err
-			}
-			for i, o := range outcomes {
-				s.note(s.siblings[lane.Topic][i], o)
+			if err := s.acceptTopic(ctx, lane.Topic, topic.id, gone); err != nil {
+				failed = append(failed, err)
 			}
 		case lane.State != "halted":
-			return fmt.Errorf("lane %d (%s/%d) has not halted: there is nothing to accept", lane.LaneID, lane.Topic, lane.Partition)
-		case !ok:
-			return fmt.Errorf("lane %d: topic %q has no partition %d", lane.LaneID, lane.Topic, lane.Partition)
+			failed = append(failed, fmt.Errorf("lane %d (%s/%d) has not halted: there is nothing to accept", lane.LaneID, lane.Topic, lane.Partition))
 		default:
-			o, err := sink.Accept(ctx, s.pool, lane, sink.Log{Start: log.Start, Known: log.Known()}, s.op)
+			logs, err := s.logs(ctx, lane.Topic, map[int32]int32{lane.Partition: lane.LeaderEpoch})
+			var o sink.Outcome
+			if err == nil {
+				o, err = sink.Accept(ctx, s.pool, lane, logs[lane.Partition], s.op)
+			}
 			if err != nil {
-				return err
+				failed = append(failed, err)
+				continue
 			}
 			s.note(lane, o)
 		}
 	}
-	return nil
+	return errors.Join(failed...)
+}
+
+// acceptTopic begins with a topic that was made again, or ends with one that is gone.
+func (s *laneChange) acceptTopic(ctx context.Context, topic string, id [16]byte, gone bool) error {
+	logs := map[int32]sink.Log{}
+	if !gone {
+		var err error
+		if logs, err = s.logs(ctx, topic, nil); err != nil {
+			return err
+		}
+	}
+	outcomes, err := sink.AcceptTopic(ctx, s.pool, s.siblings[topic], id, logs, s.op)
+	for i, o := range outcomes {
+		s.note(s.siblings[topic][i], o)
+	}
+	return err
 }
 
 func (s *laneChange) reset(ctx context.Context, to string) error {
+	var failed []error
 	for _, lane := range s.lanes {
-		topic := s.topics[lane.Topic]
-		log, ok := topic.logs[lane.Partition]
-		if topic.id != lane.TopicID || !ok {
-			return fmt.Errorf("lane %d (%s/%d): the topic was deleted and created again since: see `auditsink lanes accept`", lane.LaneID, lane.Topic, lane.Partition)
+		if err := s.resetOne(ctx, lane, to); err != nil {
+			failed = append(failed, fmt.Errorf("lane %d (%s/%d): %w", lane.LaneID, lane.Topic, lane.Partition, err))
 		}
-		var at int64
-		switch to {
-		case "earliest":
-			at = log.Start
-		case "latest":
-			at = log.End
-		default:
-			var err error
-			if at, err = strconv.ParseInt(to, 10, 64); err != nil {
-				return fmt.Errorf("read the offset: %w", err)
-			}
-			if at < log.Start || at > log.End {
-				return fmt.Errorf("lane %d (%s/%d): the brokers have the offsets from %d to %d, and %d isn't among them", lane.LaneID, lane.Topic, lane.Partition, log.Start, log.End, at)
-			}
-		}
-		was, err := sink.Reset(ctx, s.pool, lane.LaneID, at, s.op)
-		if err != nil {
-			return err
-		}
-		lane.NextOffset = was
-		s.note(lane, sink.Outcome{LaneID: lane.LaneID, NextOffset: at})
 	}
+	return errors.Join(failed...)
+}
+
+func (s *laneChange) resetOne(ctx context.Context, lane sink.LaneStatus, to string) error {
+	topic := s.topics[lane.Topic]
+	switch {
+	case topic.err != nil:
+		return topic.err
+	case sink.TopicIDText(topic.id) != lane.TopicID:
+		return errors.New("the topic was deleted and created again since: see `auditsink lanes accept`")
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Hour) // for the search of audit_log
+	defer cancel()
+	_, logs, err := kafka.Logs(ctx, s.broker, lane.Topic, map[int32]int32{lane.Partition: lane.LeaderEpoch})
+	if err != nil {
+		return err
+	}
+	log := logs[lane.Partition]
+	if log.Known() < lane.NextOffset {
+		return fmt.Errorf("the brokers lost records: the lane has stored up to offset %d, and their log is another one from %d on: see `auditsink lanes accept`", lane.NextOffset, log.Known())
+	}
+	at := log.End
+	switch to {
+	case "latest":
+	case "earliest":
+		at = log.Start
+	default:
+		if at, err = strconv.ParseInt(to, 10, 64); err != nil {
+			return fmt.Errorf("read the offset: %w", err)
+		}
+		if at < log.Start || at > log.End {
+			return fmt.Errorf("the brokers have the offsets from %d to %d, and %d isn't among them", log.Start, log.End, at)
+		}
+	}
+	was, err := sink.Reset(ctx, s.pool, lane.LaneID, at, s.op)
+	if err != nil {
+		return err
+	}
+	lane.NextOffset = was
+	s.note(lane, sink.Outcome{LaneID: lane.LaneID, NextOffset: at})
 	return nil
 }
 
 func (s *laneChange) note(lane sink.LaneStatus, o sink.Outcome) {
-	s.done = append(s.done, laneOutcome{lane.LaneID, lane.Topic, lane.Partition, lane.NextOffset, o.Successor, o.NextOffset})
+	s.done = append(s.done, laneOutcome{lane.LaneID, lane.Topic, lane.Partition, lane.NextOffset, o.Retired, o.Successor, o.NextOffset})
 }
 
 // print tells what was done, also where something failed after it.
@@ -299,7 +319,10 @@ func (s *laneChange) print(out io.Writer, asJSON bool) error {
 	}
 	for _, o := range s.done {
 		line := fmt.Sprintf("lane %d (%s/%d) goes on at offset %d, and was at %d", o.LaneID, o.Topic, o.Partition, o.NextOffset, o.Was)
-		if o.Successor != 0 {
+		switch {
+		case o.Retired && o.Successor == 0:
+			line = fmt.Sprintf("lane %d (%s/%d) is retired at offset %d: its topic has no such partition any more", o.LaneID, o.Topic, o.Partition, o.Was)
+		case o.Retired:
 			line = fmt.Sprintf("lane %d (%s/%d) is retired at offset %d; lane %d begins at offset %d", o.LaneID, o.Topic, o.Partition, o.Was, o.Successor, o.NextOffset)
 		}
 		if _, err := fmt.Fprintln(out, line); err != nil {

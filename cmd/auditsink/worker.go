@@ -126,57 +126,45 @@ func awaitTopics(ctx context.Context, cfg config.Config, log *zap.Logger) error 
 	}
 }
 
-// consume runs the group member until ctx ends, and bounds how long it takes to stop after that. Where an operator let halted lanes go on, it
-// joins the group anew: only a new client takes a new topic ID.
+// consume runs the group member until ctx ends, and bounds how long it takes to stop after that.
 func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, m *metrics.Metrics, state *readiness) error {
 	opts, err := kafka.Options(cfg, log)
 	if err != nil {
 		return err
 	}
 	s := sink.New(ingest, rules(cfg), lateMonths(cfg, maintenance, m), m, log)
-	for {
-		member, err := consumer.New(consumer.Options{
-			Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
-			FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
-			BufferBytes: int64(cfg.BufferBytes), SessionTimeout: cfg.KafkaSessionTimeout, DrainTimeout: min(cfg.ShutdownTimeout/2, 20*time.Second),
-		}, append(opts, kafka.ConsumeTopics(cfg.KafkaTopics)...), s, m, log)
-		if err != nil {
-			return err
-		}
-		state.follow(member.Ready)
-		log.Info("worker started", zap.String("group", cfg.KafkaGroup), zap.Strings("topics", cfg.KafkaTopics), zap.String("version", version))
-		err = runMember(ctx, cfg, log, member)
-		if errors.Is(err, consumer.ErrRejoin) && ctx.Err() == nil {
-			continue
-		}
-		if err != nil && !errors.Is(err, consumer.ErrRejoin) {
-			return kafka.Explain(err, cfg)
-		}
-		log.Info("worker stopped")
-		return nil
+	member, err := consumer.New(consumer.Options{
+		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
+		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
+		BufferBytes: int64(cfg.BufferBytes), SessionTimeout: cfg.KafkaSessionTimeout, DrainTimeout: min(cfg.ShutdownTimeout/2, 20*time.Second),
+	}, append(opts, kafka.ConsumeTopics(cfg.KafkaTopics)...), s, m, log)
+	if err != nil {
+		return err
 	}
-}
+	state.follow(member.Ready)
+	log.Info("worker started", zap.String("group", cfg.KafkaGroup), zap.Strings("topics", cfg.KafkaTopics), zap.String("version", version))
 
-// runMember runs one membership of the group.
-func runMember(ctx context.Context, cfg config.Config, log *zap.Logger, member *consumer.Consumer) error {
 	done := make(chan error, 1)
 	go func() { done <- member.Run(ctx) }()
 	select {
-	case err := <-done:
-		return err
+	case err = <-done:
 	case <-ctx.Done():
+		log.Info("stopping: storing what is buffered")
+		select {
+		case err = <-done:
+		case <-time.After(cfg.ShutdownTimeout):
+			member.Abandon()
+			return errors.Join(fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout), <-done)
+		}
 	}
-	log.Info("stopping: storing what is buffered")
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(cfg.ShutdownTimeout):
-		member.Abandon()
-		return errors.Join(fmt.Errorf("not stopped within AUDITSINK_SHUTDOWN_TIMEOUT (%s): nothing is lost, what was not stored is read again", cfg.ShutdownTimeout), <-done)
+	if err != nil {
+		return kafka.Explain(err, cfg)
 	}
+	log.Info("worker stopped")
+	return nil
 }
 
-// rules are what decides whether a record is taken.
+// rules are those of the settings for events.
 func rules(cfg config.Config) event.Rules {
 	return event.Rules{MaxBytes: int(cfg.EventMaxBytes), Horizon: horizon(cfg), SignatureKey: []byte(cfg.EventSignatureKey.Reveal())}
 }
