@@ -230,21 +230,22 @@ func (f *outageFigures) print(out *bytes.Buffer) {
 	}
 	fmt.Fprintf(out, "\noutage: %d lanes, %d events/s, all indexes; the worker lived through it, every event is one row, none is in quarantine\n", f.Lanes, f.Rate)
 	for _, line := range []struct {
-		name  string
-		value float64
-		unit  string
+		name   string
+		value  float64
+		digits int
+		unit   string
 	}{
-		{"database away", f.DownSeconds, "s"},
-		{"events", float64(f.Events), ""},
-		{"lag before, at most", float64(f.NormalLag), "records"},
-		{"lag, at most", float64(f.PeakLag), "records"},
-		{"database back to lag as before", f.CaughtUpSeconds, "s, under load"},
-		{"end of load to lag 0", f.EmptySeconds, "s"},
-		{"not ready, longest", f.NotReadySeconds, "s"},
-		{"database back to ready", f.ReadyAgainSeconds, "s"},
-		{"/readyz without an answer, longest", f.SilentSeconds, "s"},
-		{"peak memory", f.PeakMiB, "MiB"},
+		{"database away", f.DownSeconds, 1, "s"},
+		{"events", float64(f.Events), 0, ""},
+		{"lag before, at most", float64(f.NormalLag), 0, "records"},
+		{"lag, at most", float64(f.PeakLag), 0, "records"},
+		{"database back to lag as before", f.CaughtUpSeconds, 1, "s, under load"},
+		{"end of load to lag 0", f.EmptySeconds, 1, "s"},
+		{"not ready, longest", f.NotReadySeconds, 1, "s"},
+		{"database back to ready", f.ReadyAgainSeconds, 1, "s"},
+		{"/readyz without an answer, longest", f.SilentSeconds, 1, "s"},
+		{"peak memory", f.PeakMiB, 0, "MiB"},
 	} {
-		fmt.Fprintf(out, "%-36s %10.1f %s\n", line.name, line.value, line.unit)
+		fmt.Fprintf(out, "%-36s %10.*f %s\n", line.name, line.digits, line.value, line.unit)
 	}
 }
