@@ -308,10 +308,10 @@ func TestTopicDeletedForGood(t *testing.T) {
 	require.NoError(t, err)
 	b.eventually("its lanes halt", func() bool { return value(first.metrics.LanesHalted)+value(second.metrics.LanesHalted) == 4 })
 	require.ErrorContains(t, second.Ready(), "deleted")
+	b.eventually("it is on record", func() bool { return b.number(`SELECT count(*) FROM audit_lane WHERE state = 'halted'`) == 4 })
 	first.stop()
 	b.produce(100)
 	b.eventually("the other topic goes on", func() bool { return b.number(`SELECT count(*) FROM audit_log`) == 200 })
-	b.eventually("it is on record", func() bool { return b.number(`SELECT count(*) FROM audit_lane WHERE state = 'halted'`) == 4 })
 
 	// An operator's word ends it, or a topic of that name begins anew.
 	b.broker.CreateTopic(t, gone, 1, nil)

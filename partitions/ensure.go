@@ -24,6 +24,12 @@ const (
 	patience = 2 * time.Minute
 )
 
+// limits hold for a transaction that creates a partition. A process that is frozen in it would keep the lock, and everybody else from creating
+// any, for as long as it is frozen; so the server ends its session. LOCAL makes them work through a pooler too.
+const limits = `SET LOCAL lock_timeout = '` + lockTimeout + `';
+	SET LOCAL idle_in_transaction_session_timeout = '5s';
+	SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3`
+
 // Ensure creates the missing partitions of the current month and the `ahead` months after it, in UTC, and returns what it
 // created. Ingest goes on meanwhile. Any number of processes may call it at once. Where something holds a lock it needs,
 // it tries again for two minutes.
@@ -80,7 +86,7 @@ func createNext(ctx context.Context, db *pgxpool.Pool, why string, plan func(Cat
 	var unplanned error
 	// Read committed: the catalog must be read as it is once the lock is ours.
 	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '`+lockTimeout+`'`); err != nil {
+		if _, err := tx.Exec(ctx, limits); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(lockID)); err != nil {
