@@ -19,7 +19,7 @@ const mostFaults = 5
 // findWay finds out why the broker doesn't give a lane's next record, all before which is stored. Records that retention removed
 // before we came to them become a gap on record. A log that ends below the position, and a topic that is no more, halt the lane.
 func (c *member) findWay(ctx context.Context, l *lane) bool {
-	why, times := l.fault()
+	times, why := l.fault()
 	if !l.suspend(waiting, "the broker doesn't give the next record: "+why.Error()) {
 		return l.isHalted() // which goes on record; else it is being given up
 	}

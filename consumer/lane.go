@@ -238,10 +238,10 @@ func (l *lane) stray(why error, now time.Time) {
 }
 
 // fault is why the lane is astray, and how often in a row it has been.
-func (l *lane) fault() (why error, times int) {
+func (l *lane) fault() (times int, why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.astray, l.faults
+	return l.faults, l.astray
 }
 
 // check holds the lane against what Postgres says of it, read since the lane had that claim. A lane that has moved on meanwhile, or is about

@@ -173,7 +173,7 @@ func TestAstray(t *testing.T) {
 		taps = nil
 		l.stray(errTest, time.Now())
 		l.stray(errors.New("another"), time.Now())
-		why, times := l.fault()
+		times, why := l.fault()
 		require.Equal(t, errTest, why)
 		require.Equal(t, 1, times)
 		require.Equal(t, []bool{false}, taps)
@@ -310,7 +310,7 @@ func TestFaultsInARow(t *testing.T) {
 	stray := func(after time.Duration) int {
 		now = now.Add(after)
 		l.stray(errTest, now)
-		_, times := l.fault()
+		times, _ := l.fault()
 		l.suspend(waiting, "")
 		l.place(l.claimed())
 		l.resume()
