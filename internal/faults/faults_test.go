@@ -40,7 +40,7 @@ type scenario struct {
 	rounds int
 }
 
-var all = [][]scenario{killScenarios}
+var all = [][]scenario{killScenarios, zombieScenarios}
 
 // TestFaults runs the scenarios: FAULTS=long all of them, FAULTS_RUN=regexp those it matches, FAULTS_SEED=n the same as another time.
 func TestFaults(t *testing.T) {

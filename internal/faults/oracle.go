@@ -423,10 +423,8 @@ func (o *oracle) judgeLane(l *lane) {
 		}
 	}
 	for at, r := range l.expected {
-		_, isRow := l.rows[at]
-		state, isAside := l.aside[at]
 		switch {
-		case isRow, isAside && state != "redriven":
+		case o.times[r] > 0:
 		case at >= l.next && o.allowed.halted: // not due yet
 		case slices.ContainsFunc(l.gaps, func(g [2]int64) bool { return g[0] <= at && at < g[1] }):
 		default:

@@ -62,7 +62,7 @@ var plants = []struct {
 		"two rows' offsets swapped", `
 		UPDATE audit_log l SET lane_offset = a.m - (lane_offset - a.m) + 1 FROM (SELECT min(lane_offset) AS m FROM audit_log b WHERE lane_id = 1 AND EXISTS (
 			SELECT FROM audit_log c WHERE c.lane_id = 1 AND c.lane_offset = b.lane_offset + 1)) a WHERE lane_id = 1 AND lane_offset IN (a.m, a.m + 1)`,
-		[]kind{invented, missing, order},
+		[]kind{invented, order},
 	},
 	{"ids out of order", `UPDATE audit_log SET id = (SELECT max(id) + 1 FROM audit_log) WHERE id = (SELECT min(id) FROM audit_log)`, []kind{order}},
 	{"a row without a place", copyWith(`jsonb_build_object('id', (SELECT max(id) + 1 FROM audit_log), 'lane_id', NULL)`), []kind{invented}},
@@ -125,12 +125,10 @@ func TestPlanted(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			found := planted(t, p.sql, log)
 			if p.name == "a row moved to another lane" { // what is at that offset there depends on the run
-				require.Contains(t, found.counts, missing, found)
-				require.True(t, found.counts[invented]+found.counts[doubled] > 0, found)
+				require.Contains(t, found.counts, invented, found)
 				return
 			}
 			require.Equal(t, p.want, found.kinds(), found)
-			require.NotEmpty(t, found.String()+"-")
 		})
 	}
 	t.Run("each column", func(t *testing.T) {
