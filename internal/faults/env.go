@@ -2,8 +2,8 @@ package faults
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/url"
 	"slices"
@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"auditsink/internal/testkit"
@@ -47,22 +48,22 @@ type world struct {
 // env is a scenario's environment. It belongs to the scenario's goroutine.
 type env struct {
 	*testing.T
-	long bool
 	seed uint64 // its own, which follows from the run's
 	rng  *rand.Rand
 
 	world
 	binary func() (string, error)
-	topic  string
-	db     *pgxpool.Pool
-	kafka  *kgo.Client
-	admin  *kadm.Client
+	// topic is the first topic, and the name of the group.
+	topic string
+	db    *pgxpool.Pool
+	kafka *kgo.Client
+	admin *kadm.Client
 
 	workers []*worker
 	loads   []*load
 	ledgers []*ledger
 	allowed allowance
-	tally   *tally
+	suite   *suite
 }
 
 // build makes the environment: a migrated database, and a topic that is also the group's name.
@@ -79,13 +80,13 @@ func (e *env) build(w world) {
 		e.world.seeds = testkit.Kafka(e.T).Brokers()
 	}
 	if e.world.databaseURL == "" {
+		var err error
 		if e.world.server == nil {
-			e.world.databaseURL = testkit.Postgres(e.T, 18)
-		} else {
-			var err error
-			e.world.databaseURL, err = e.world.server.CreateDatabase(e.Context())
+			e.world.server, err = e.suite.postgres()
 			require.NoError(e, err)
 		}
+		e.world.databaseURL, err = e.world.server.CreateDatabase(e.Context())
+		require.NoError(e, err)
 	}
 	e.topic = testkit.Name(e.T)
 	var err error
@@ -94,7 +95,7 @@ func (e *env) build(w world) {
 	require.NoError(e, err)
 	e.Cleanup(e.kafka.Close)
 	e.admin = kadm.NewClient(e.kafka)
-	e.createTopic()
+	e.createTopic(e.topic)
 	config, err := pgxpool.ParseConfig(e.databaseURL)
 	require.NoError(e, err)
 	config.MaxConns, config.ConnConfig.ConnectTimeout = 2, 5*time.Second
@@ -108,24 +109,24 @@ func (e *env) build(w world) {
 	e.command("migrate", "up")
 }
 
-// createTopic makes the topic, for the first time or again, and a ledger for what is sent into it.
-func (e *env) createTopic() {
+// createTopic makes a topic, for the first time or again, and a ledger for what is sent into it.
+func (e *env) createTopic(name string) *ledger {
 	e.Helper()
 	configs := map[string]*string{}
 	for k, v := range e.world.topic {
 		configs[k] = &v
 	}
 	e.eventually("the topic can be made", func() bool {
-		_, err := e.admin.CreateTopic(e.Context(), e.lanes, e.replicas, configs, e.topic)
-		return err == nil
+		_, err := e.admin.CreateTopic(e.Context(), e.lanes, e.replicas, configs, name)
+		return err == nil || errors.Is(err, kerr.TopicAlreadyExists) // it was made though the answer was lost
 	})
 	var details kadm.TopicDetail
 	e.eventually("the topic has leaders", func() bool {
-		topics, err := e.admin.ListTopics(e.Context(), e.topic)
+		topics, err := e.admin.ListTopics(e.Context(), name)
 		if err != nil || topics.Error() != nil {
 			return false
 		}
-		details = topics[e.topic]
+		details = topics[name]
 		for _, p := range details.Partitions {
 			if p.Err != nil || p.Leader < 0 {
 				return false
@@ -133,7 +134,9 @@ func (e *env) createTopic() {
 		}
 		return len(details.Partitions) == int(e.lanes)
 	})
-	e.ledgers = append(e.ledgers, newLedger(incarnation{e.topic, details.ID}))
+	l := newLedger(incarnation{name, details.ID})
+	e.ledgers = append(e.ledgers, l)
+	return l
 }
 
 // command runs a command of the program that has to succeed.
@@ -182,7 +185,10 @@ func (e *env) produce(o loadOptions) *load {
 		o.recipe = recipe{poison: 0.03, late: 0.02}
 	}
 	tag := fmt.Sprintf("%x-%d", e.seed&0xffffff, len(e.loads))
-	l, err := startLoad(e.Context(), e.ledgers[len(e.ledgers)-1], tag, e.seed+uint64(len(e.loads)), o)
+	if o.into == nil {
+		o.into = e.ledgers[0]
+	}
+	l, err := startLoad(e.Context(), o.into, tag, e.seed+uint64(len(e.loads)), o)
 	require.NoError(e, err)
 	e.loads = append(e.loads, l)
 	e.Cleanup(func() {
@@ -287,17 +293,29 @@ func (e *env) settled() {
 func (e *env) atEnd() bool {
 	ctx, cancel := context.WithTimeout(e.Context(), 10*time.Second)
 	defer cancel()
-	log, err := offsets(ctx, e.admin, e.topic, e.topic)
-	if err != nil {
-		return false
-	}
 	end := int64(0)
-	for _, lane := range log.lanes {
-		if end += lane.end; lane.end > 0 && lane.committed < lane.end {
+	for _, topic := range e.topics() {
+		log, err := offsets(ctx, e.admin, topic, e.topic)
+		if err != nil {
 			return false
+		}
+		for _, lane := range log.lanes {
+			if end += lane.end; lane.end > 0 && lane.committed < lane.end {
+				return false
+			}
 		}
 	}
 	return e.positions() == end
+}
+
+// topics are the topics that something was sent into.
+func (e *env) topics() (names []string) {
+	for _, l := range e.ledgers {
+		if !slices.Contains(names, l.into.topic) {
+			names = append(names, l.into.topic)
+		}
+	}
+	return names
 }
 
 // finish is the end of every scenario, when its faults are healed: the load ends, everything arrives, the workers stop well, and the oracle looks
@@ -321,11 +339,15 @@ func (e *env) finish() *findings {
 	}
 	ctx, cancel := context.WithTimeout(e.Context(), patience)
 	defer cancel()
-	log, err := readLog(ctx, e.seeds, e.topic, e.topic, true)
+	var logs []*topicLog
+	for _, topic := range e.topics() {
+		log, err := readLog(ctx, e.seeds, topic, e.topic, true)
+		require.NoError(e, err)
+		logs = append(logs, log)
+	}
+	found, err := judge(ctx, e.db, e.ledgers, logs, e.allowed)
 	require.NoError(e, err)
-	found, err := judge(ctx, e.db, e.ledgers, []*topicLog{log}, e.allowed)
-	require.NoError(e, err)
-	e.tally.add(e.acked(), found)
+	e.suite.tally.judged(e.acked(), found)
 	e.Logf("%d events acknowledged, %d rows, %d quarantined, %d table partitions", e.acked(), e.number(`SELECT count(*) FROM audit_log`),
 		e.number(`SELECT count(*) FROM audit_quarantine`), e.number(`SELECT count(*) FROM audit_log_partition_bounds()`))
 	return found
@@ -337,48 +359,4 @@ func (e *env) clean() {
 	if found := e.finish(); len(found.counts) > 0 {
 		e.Errorf("%s", found)
 	}
-}
-
-// tally adds up what a run has done.
-type tally struct {
-	mu                                               sync.Mutex
-	scenarios, kills, stops, events, lost, duplicate int
-	names                                            map[string]int
-}
-
-func (t *tally) add(events int, found *findings) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.events += events
-	t.lost += found.counts[missing]
-	t.duplicate += found.counts[doubled]
-}
-
-func (t *tally) killed() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.kills++
-}
-
-func (t *tally) stopped() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.stops++
-}
-
-func (t *tally) ran(name string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.scenarios++
-	if t.names == nil {
-		t.names = map[string]int{}
-	}
-	t.names[name]++
-}
-
-func (t *tally) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return fmt.Sprintf("faults: %d scenarios of %d kinds, %d kills, %d stops, %d events, %d lost, %d doubled", t.scenarios, len(slices.Collect(maps.Keys(t.names))),
-		t.kills, t.stops, t.events, t.lost, t.duplicate)
 }

@@ -15,18 +15,12 @@ import (
 	"auditsink/internal/testkit"
 )
 
-// atOnce is how many environments run at once: most of their time is spent waiting for sessions to expire.
-const atOnce = "8"
-
 func TestMain(m *testing.M) {
 	flag.Parse()
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if !given {
-		if err := flag.Set("test.parallel", atOnce); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	// All scenarios may wait at once; what runs at once the suite bounds.
+	if err := flag.Set("test.parallel", "1000"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	testkit.Main(m)
 }
@@ -38,39 +32,55 @@ type scenario struct {
 	// long says that only the long form has it; rounds is how often the long form runs it, once unless given.
 	long   bool
 	rounds int
+	// alone says that it takes a server for itself, and needs no slot while it waits for that.
+	alone bool
 }
 
-var all = [][]scenario{killScenarios, zombieScenarios}
+// scenarios are all there are. docs/guarantees.md names them.
+var scenarios = [][]scenario{killScenarios, zombieScenarios, rebalanceScenarios, postgresScenarios, kafkaScenarios, recordScenarios}
 
 // TestFaults runs the scenarios: FAULTS=long all of them, FAULTS_RUN=regexp those it matches, FAULTS_SEED=n the same as another time.
 func TestFaults(t *testing.T) {
-	long := os.Getenv("FAULTS") == "long"
+	t.Parallel()
 	chosen, err := regexp.Compile(os.Getenv("FAULTS_RUN"))
 	require.NoError(t, err)
-	seed := seedOf(t)
-	sum := &tally{}
-	t.Cleanup(func() { fmt.Println(sum) })
-	for _, scenarios := range all {
-		for _, s := range scenarios {
-			if s.long && !long || !chosen.MatchString(s.name) {
+	s, seed := newSuite(t), seedOf(t)
+	t.Cleanup(func() { fmt.Println(&s.tally) })
+	for _, group := range scenarios {
+		for _, one := range group {
+			if one.long && !long() || !chosen.MatchString(one.name) {
 				continue
 			}
 			rounds := 1
-			if long {
-				rounds = max(1, s.rounds)
+			if long() {
+				rounds = max(1, one.rounds)
 			}
 			for n := range rounds {
-				name := s.name
+				name := one.name
 				if rounds > 1 {
-					name = fmt.Sprintf("%s#%d", s.name, n)
+					name = fmt.Sprintf("%s@%d", one.name, n)
 				}
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
-					s.run(newEnv(t, seed, s.name, uint64(n), long, sum))
+					if !one.alone {
+						s.slot(t)
+					}
+					one.run(newEnv(t, s, seed, one.name, uint64(n)))
 				})
 			}
 		}
 	}
+}
+
+// long says that this is the long form.
+func long() bool { return os.Getenv("FAULTS") == "long" }
+
+// times is how often a scenario repeats its fault.
+func times(short, inLong int) int {
+	if long() {
+		return inLong
+	}
+	return short
 }
 
 // seedOf is the seed of this run: FAULTS_SEED, or a new one.
@@ -86,11 +96,11 @@ func seedOf(t *testing.T) uint64 {
 }
 
 // newEnv makes the environment of one scenario, whose choices depend on the run's seed and its name alone.
-func newEnv(t *testing.T, seed uint64, name string, round uint64, long bool, sum *tally) *env {
+func newEnv(t *testing.T, s *suite, seed uint64, name string, round uint64) *env {
 	t.Logf("FAULTS_SEED=%d FAULTS_RUN='^%s$'", seed, regexp.QuoteMeta(name))
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%d %s %d", seed, name, round)
 	own := h.Sum64()
-	sum.ran(name)
-	return &env{T: t, long: long, seed: own, rng: rand.New(rand.NewPCG(own, own)), binary: fenced, tally: sum}
+	s.tally.ran(name)
+	return &env{T: t, seed: own, rng: rand.New(rand.NewPCG(own, own)), binary: fenced, suite: s}
 }

@@ -22,14 +22,6 @@ func killAt() (all []scenario) {
 	)
 }
 
-// times is how often a scenario repeats its fault.
-func (e *env) times(short, long int) int {
-	if e.long {
-		return long
-	}
-	return short
-}
-
 // killed kills worker after worker at a failpoint, at first with a survivor beside, which takes the lanes over in the middle of the load.
 func killed(e *env, failpoint string) {
 	e.build(world{})
@@ -38,13 +30,12 @@ func killed(e *env, failpoint string) {
 	if often == 0 {
 		often = 40
 	}
-	times := e.times(3, 8)
 	var survivor *worker
 	if e.rng.IntN(2) == 0 {
 		survivor = e.worker()
 		survivor.awaitLanes(1)
 	}
-	for range times {
+	for range times(3, 8) {
 		e.armed(failpoint, "kill", 1+e.rng.IntN(often)).died()
 	}
 	e.awaitAcked(200)
@@ -55,7 +46,7 @@ func killed(e *env, failpoint string) {
 func killedRevoking(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	for range e.times(2, 6) {
+	for range times(2, 6) {
 		victim := e.armed("consumer.revoked", "kill", 1)
 		victim.awaitLanes(int64(e.lanes))
 		second := e.worker()
@@ -70,7 +61,7 @@ func killedRevoking(e *env) {
 func killedStopping(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	for range e.times(3, 8) {
+	for range times(3, 8) {
 		victim := e.armed("consumer.stopping", "kill", 1)
 		victim.awaitLanes(1)
 		e.awaitAcked(1 + e.rng.IntN(100))
@@ -90,7 +81,7 @@ var drainSteps = append([]string{"consumer.committing"}, storing...)
 func killedDrainingRevoked(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	for range e.times(1, 3) {
+	for range times(1, 3) {
 		for _, step := range drainSteps {
 			victim := e.workerWith(hoarding, step+"=kill@1")
 			victim.doomed = true
@@ -109,7 +100,7 @@ func killedDrainingRevoked(e *env) {
 func killedDrainingStopped(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	for range e.times(1, 3) {
+	for range times(1, 3) {
 		for _, step := range drainSteps {
 			victim := e.workerWith(hoarding, step+"=kill@1")
 			victim.doomed = true
@@ -130,7 +121,7 @@ func killedAnytime(e *env) {
 	for range 3 {
 		crew = append(crew, e.worker())
 	}
-	for range e.times(6, 20) {
+	for range times(6, 20) {
 		i := e.rng.IntN(len(crew))
 		crew[i].awaitLanes(1)
 		e.pass(1500 * time.Millisecond)

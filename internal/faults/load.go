@@ -25,6 +25,7 @@ type load struct {
 
 // loadOptions say how a load sends.
 type loadOptions struct {
+	into    *ledger // the scenario's first unless given
 	brokers []string
 	lanes   int32
 	rate    int // events a second

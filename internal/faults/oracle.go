@@ -37,35 +37,40 @@ type oracle struct {
 
 	found findings
 	lanes map[int32]*lane
-	known map[string]*record // by correlation ID
-	times map[*record]int    // how often each is stored
+	due   map[place]map[int64]*record // what has to be stored, by offset
+	known map[string]*record          // by correlation ID
+	times map[*record]int             // how often each is stored
 }
+
+// place is a partition of one incarnation of a topic. A lane of it may have been retired and have a successor.
+type place struct {
+	incarnation
+	partition int32
+}
+
+func (p place) String() string { return fmt.Sprintf("%s/%d", p.topic, p.partition) }
 
 // lane is one row of audit_lane, with what has to be stored of it.
 type lane struct {
-	name       string
-	next       int64
-	state      string
-	log        *laneLog // nil where the topic is no more
-	expected   map[int64]*record
-	gaps       [][2]int64
-	rows       map[int64]int64 // ids by offset
-	aside      map[int64]string
-	lastID     int64
-	lastOffset int64
+	name  string
+	place place
+	next  int64
+	state string
+	log   *laneLog // nil where the topic is no more
+	gaps  [][2]int64
+	rows  map[int64]int64 // ids by offset
+	aside map[int64]string
+	// lastID and lastOffset are those of the row before.
+	lastID, lastOffset int64
 }
 
 // judge looks at the tables and returns what is wrong with them. logs must have been read when the positions had reached their ends.
 func judge(ctx context.Context, db querier, ledgers []*ledger, logs []*topicLog, allowed allowance) (*findings, error) {
-	o := &oracle{ledgers: ledgers, logs: logs, allowed: allowed, lanes: map[int32]*lane{}, known: map[string]*record{}, times: map[*record]int{}}
-	expected := map[incarnation]map[int32]map[int64]*record{}
+	o := &oracle{ledgers: ledgers, logs: logs, allowed: allowed, lanes: map[int32]*lane{}, due: map[place]map[int64]*record{}, known: map[string]*record{}, times: map[*record]int{}}
 	for _, l := range ledgers {
-		o.expect(expected, l)
+		o.expect(l)
 	}
-	for _, step := range []func(context.Context, querier) error{
-		func(ctx context.Context, db querier) error { return o.readLanes(ctx, db, expected) },
-		o.readGaps, o.readQuarantine, o.readRows,
-	} {
+	for _, step := range []func(context.Context, querier) error{o.readLanes, o.readGaps, o.readQuarantine, o.readRows} {
 		if err := step(ctx, db); err != nil {
 			return nil, err
 		}
@@ -73,6 +78,7 @@ func judge(ctx context.Context, db querier, ledgers []*ledger, logs []*topicLog,
 	for _, l := range o.lanes {
 		o.judgeLane(l)
 	}
+	o.judgeMissing()
 	for r, n := range o.times {
 		if n > 1 {
 			o.found.add(doubled, "event", -1, "%s is stored %d times", describe(r), n)
@@ -90,17 +96,13 @@ func describe(r *record) string {
 }
 
 // expect notes at which offset each record of a ledger has to be: where it was acknowledged, and where the log has it.
-func (o *oracle) expect(expected map[incarnation]map[int32]map[int64]*record, l *ledger) {
-	lanes := expected[l.into]
-	if lanes == nil {
-		lanes = map[int32]map[int64]*record{}
-		expected[l.into] = lanes
-	}
+func (o *oracle) expect(l *ledger) {
 	put := func(partition int32, at int64, r *record) {
-		if lanes[partition] == nil {
-			lanes[partition] = map[int64]*record{}
+		p := place{l.into, partition}
+		if o.due[p] == nil {
+			o.due[p] = map[int64]*record{}
 		}
-		lanes[partition][at] = r
+		o.due[p][at] = r
 	}
 	for _, r := range l.sent() {
 		o.known[r.row.texts["correlation_id"]] = r
@@ -113,34 +115,33 @@ func (o *oracle) expect(expected map[incarnation]map[int32]map[int64]*record, l 
 			continue
 		}
 		for n, lane := range log.lanes {
+			p := place{l.into, n}
 			for at, found := range lane.records {
-				name := fmt.Sprintf("%s/%d", l.into.topic, n)
 				r := l.find(found)
-				switch have := lanes[n][at]; {
-				case r == nil && !slices.ContainsFunc(o.ledgers, func(l *ledger) bool { return l.find(found) != nil }):
-					o.found.add(brokers, name, at, "a record that nobody sent: %.40q", found.Value)
-				case r == nil: // another load's
+				switch have := o.due[p][at]; {
+				case r == nil:
+					o.found.add(brokers, p.String(), at, "a record that nobody sent: %.40q", found.Value)
 				case have == nil && r.fate == aborted:
-					o.found.add(brokers, name, at, "%s was aborted, and is in the log", describe(r))
+					o.found.add(brokers, p.String(), at, "%s was aborted, and is in the log", describe(r))
 				case have == nil && r.fate == acknowledged:
-					o.found.add(brokers, name, at, "%s was acknowledged at offset %d, and is here", describe(r), r.offset)
+					o.found.add(brokers, p.String(), at, "%s was acknowledged at offset %d, and is here", describe(r), r.offset)
 				case have != nil && have != r:
-					o.found.add(brokers, name, at, "holds %s, where %s was acknowledged", describe(r), describe(have))
+					o.found.add(brokers, p.String(), at, "holds %s, where %s was acknowledged", describe(r), describe(have))
 				case have == nil:
 					put(n, at, r)
 				}
 			}
-			for at, r := range lanes[n] {
+			for at, r := range o.due[p] {
 				if at >= lane.start && lane.records[at] == nil {
-					o.found.add(brokers, fmt.Sprintf("%s/%d", l.into.topic, n), at, "%s was acknowledged, and isn't in the log", describe(r))
-					delete(lanes[n], at) // nothing that could be stored
+					o.found.add(brokers, p.String(), at, "%s was acknowledged, and isn't in the log", describe(r))
+					delete(o.due[p], at) // nothing that could be stored
 				}
 			}
 		}
 	}
 }
 
-func (o *oracle) readLanes(ctx context.Context, db querier, expected map[incarnation]map[int32]map[int64]*record) error {
+func (o *oracle) readLanes(ctx context.Context, db querier) error {
 	rows, err := db.Query(ctx, `SELECT lane_id, topic, topic_id, partition, next_offset, state FROM audit_lane`)
 	if err != nil {
 		return fmt.Errorf("read audit_lane: %w", err)
@@ -150,19 +151,13 @@ func (o *oracle) readLanes(ctx context.Context, db querier, expected map[incarna
 	var topicID pgtype.UUID
 	var next int64
 	_, err = pgx.ForEachRow(rows, []any{&id, &topic, &topicID, &n, &next, &state}, func() error {
-		into := incarnation{topic, topicID.Bytes}
 		l := &lane{
-			name: fmt.Sprintf("%s/%d (lane %d)", topic, n, id), next: next, state: state, expected: expected[into][n],
+			name: fmt.Sprintf("%s/%d (lane %d)", topic, n, id), place: place{incarnation{topic, topicID.Bytes}, n}, next: next, state: state,
 			rows: map[int64]int64{}, aside: map[int64]string{}, lastOffset: -1,
 		}
 		o.lanes[id] = l
-		if state == "retired" {
-			l.expected = nil // its successor's
-			return nil
-		}
-		delete(expected[into], n)
 		for _, log := range o.logs {
-			if log.incarnation == into {
+			if log.incarnation == l.place.incarnation && state != "retired" {
 				l.log = log.lanes[n]
 			}
 		}
@@ -170,13 +165,6 @@ func (o *oracle) readLanes(ctx context.Context, db querier, expected map[incarna
 	})
 	if err != nil {
 		return fmt.Errorf("read audit_lane: %w", err)
-	}
-	for into, lanes := range expected {
-		for n, records := range lanes {
-			if len(records) > 0 {
-				o.found.add(missing, fmt.Sprintf("%s/%d", into.topic, n), -1, "%d records, and audit_lane doesn't know the lane", len(records))
-			}
-		}
 	}
 	return nil
 }
@@ -217,7 +205,7 @@ func (o *oracle) stored(id int32, at int64, what string) (*lane, *record) {
 	if at >= l.next {
 		o.found.add(position, l.name, at, "a %s at or beyond the position %d", what, l.next)
 	}
-	r := l.expected[at]
+	r := o.due[l.place][at]
 	if r == nil {
 		o.found.add(invented, l.name, at, "a %s, and nothing was acknowledged here", what)
 	}
@@ -323,7 +311,7 @@ func (o *oracle) readRows(ctx context.Context, db querier) error {
 		if l == nil {
 			return nil
 		}
-		o.place(l, *at, id)
+		o.fit(l, *at, id)
 		if r == nil {
 			return nil
 		}
@@ -350,8 +338,8 @@ func (o *oracle) readRows(ctx context.Context, db querier) error {
 	return nil
 }
 
-// place holds a row against the others of its lane.
-func (o *oracle) place(l *lane, at, id int64) {
+// fit holds a row against the others of its lane.
+func (o *oracle) fit(l *lane, at, id int64) {
 	if other, ok := l.rows[at]; ok {
 		o.found.add(doubled, l.name, at, "rows %d and %d", other, id)
 		return
@@ -405,12 +393,12 @@ func sameJSON(a, b string) bool {
 	return errX == nil && errY == nil && reflect.DeepEqual(x, y)
 }
 
-// judgeLane holds a lane's position, its end and its offset in Kafka together, and looks for what is missing.
+// judgeLane holds a lane's position, the end of its log and its offset in Kafka together.
 func (o *oracle) judgeLane(l *lane) {
 	if l.state == "halted" && !o.allowed.halted {
 		o.found.add(halted, l.name, l.next, "the lane stands still")
 	}
-	if l.log != nil && l.state != "retired" {
+	if l.log != nil {
 		switch {
 		case l.next > l.log.end, l.next < l.log.end && !o.allowed.halted:
 			o.found.add(position, l.name, l.next, "the position, and the log ends at %d", l.log.end)
@@ -422,13 +410,30 @@ func (o *oracle) judgeLane(l *lane) {
 			o.found.add(offset, l.name, at, "Kafka's committed offset has stayed below the position %d", l.next)
 		}
 	}
-	for at, r := range l.expected {
-		switch {
-		case o.times[r] > 0:
-		case at >= l.next && o.allowed.halted: // not due yet
-		case slices.ContainsFunc(l.gaps, func(g [2]int64) bool { return g[0] <= at && at < g[1] }):
-		default:
-			o.found.add(missing, l.name, at, "%s was acknowledged, and is nowhere (position %d)", describe(r), l.next)
+}
+
+// judgeMissing looks for what is nowhere.
+func (o *oracle) judgeMissing() {
+	for p, records := range o.due {
+		next := int64(-1)
+		var gaps [][2]int64
+		for _, l := range o.lanes {
+			if l.place == p {
+				next, gaps = max(next, l.next), append(gaps, l.gaps...)
+			}
+		}
+		if next < 0 {
+			o.found.add(missing, p.String(), -1, "%d records, and audit_lane doesn't know the lane", len(records))
+			continue
+		}
+		for at, r := range records {
+			switch {
+			case o.times[r] > 0:
+			case at >= next && o.allowed.halted: // not due yet
+			case slices.ContainsFunc(gaps, func(g [2]int64) bool { return g[0] <= at && at < g[1] }):
+			default:
+				o.found.add(missing, p.String(), at, "%s was acknowledged, and is nowhere (position %d)", describe(r), next)
+			}
 		}
 	}
 }

@@ -102,7 +102,7 @@ func copyWith(changes string) string {
 // TestPlanted: what the oracle has to find it finds. Violations are planted in the tables of a good run, and each must be told by its kind.
 func TestPlanted(t *testing.T) {
 	t.Parallel()
-	e := newEnv(t, seedOf(t), t.Name(), 0, false, &tally{})
+	e := newEnv(t, newSuite(t), seedOf(t), t.Name(), 0)
 	e.build(world{})
 	l := e.produce(loadOptions{rate: 1000, limit: 1000, recipe: recipe{poison: 0.1, late: 0.05}})
 	e.worker()

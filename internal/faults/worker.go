@@ -75,7 +75,7 @@ func (w *worker) kill() {
 	w.env.Helper()
 	w.doomed = true
 	require.NoError(w.env, w.process.kill())
-	w.env.tally.killed()
+	w.env.suite.tally.killed()
 }
 
 // died waits until a failpoint has killed it.
@@ -83,7 +83,7 @@ func (w *worker) died() {
 	w.env.Helper()
 	w.env.eventually("it is killed at its failpoint", func() bool { return !w.running() })
 	require.True(w.env, w.killed(), "it ended otherwise: %v\n%s", w.state, w.log.tail())
-	w.env.tally.killed()
+	w.env.suite.tally.killed()
 }
 
 // freeze stops it where it is, as a machine does that swaps.
@@ -100,7 +100,7 @@ func (w *worker) froze() {
 		require.True(w.env, w.running(), "it ended instead: %s", w.log.tail())
 		return w.frozen()
 	})
-	w.env.tally.stopped()
+	w.env.suite.tally.stopped()
 }
 
 // resume lets it go on.

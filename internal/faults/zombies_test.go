@@ -15,7 +15,7 @@ func stopAt() (all []scenario) {
 		all = append(all, scenario{name: "zombie/" + failpoint, rounds: 2, run: func(e *env) {
 			e.build(world{})
 			e.produce(loadOptions{})
-			for range e.times(1, 3) {
+			for range times(1, 3) {
 				haunt(e, failpoint, []time.Duration{0, 6 * time.Second}[e.rng.IntN(2)]) // idle_in_transaction_session_timeout is 5 s
 			}
 			e.clean()
@@ -74,7 +74,7 @@ func (e *env) takenOver(zombie *worker) {
 func zombieRevoking(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	for range e.times(1, 3) {
+	for range times(1, 3) {
 		zombie := e.armed("consumer.revoked", "stop", 1)
 		zombie.awaitLanes(1)
 		e.worker()
@@ -93,7 +93,7 @@ func zombieRevoking(e *env) {
 func zombieStopping(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	for range e.times(1, 3) {
+	for range times(1, 3) {
 		zombie := e.armed("consumer.stopping", "stop", 1)
 		zombie.awaitLanes(1)
 		e.awaitAcked(20)
@@ -114,7 +114,7 @@ func zombieAnytime(e *env) {
 	e.build(world{lanes: 6})
 	e.produce(loadOptions{})
 	crew := []*worker{e.worker(), e.worker(), e.worker()}
-	for range e.times(2, 6) {
+	for range times(2, 6) {
 		zombie := crew[e.rng.IntN(len(crew))]
 		zombie.awaitLanes(1)
 		e.pass(time.Second)
@@ -132,7 +132,7 @@ func zombieBrief(e *env) {
 	e.build(world{lanes: 6})
 	e.produce(loadOptions{})
 	crew := []*worker{e.worker(), e.worker()}
-	for range e.times(4, 12) {
+	for range times(4, 12) {
 		zombie := crew[e.rng.IntN(len(crew))]
 		zombie.awaitLanes(1)
 		zombie.freeze()
@@ -148,11 +148,11 @@ func zombieBrief(e *env) {
 func TestUnfenced(t *testing.T) {
 	t.Parallel()
 	const tries = 10
-	seed := seedOf(t)
+	s, seed := newSuite(t), seedOf(t)
 	for n := range tries {
 		guilty := false
 		t.Run("try", func(t *testing.T) {
-			e := newEnv(t, seed, t.Name(), uint64(n), false, &tally{})
+			e := newEnv(t, s, seed, t.Name(), uint64(n))
 			e.binary = unfenced
 			e.build(world{})
 			e.produce(loadOptions{})
