@@ -181,7 +181,7 @@ func (e *env) produce(o loadOptions) *load {
 	if o.limit == 0 {
 		o.limit = 20_000
 	}
-	if o.recipe == (recipe{}) {
+	if r := &o.recipe; r.poison+r.late+r.refused == 0 && !r.skew && r.place == nil {
 		o.recipe = recipe{poison: 0.03, late: 0.02}
 	}
 	tag := fmt.Sprintf("%x-%d", e.seed&0xffffff, len(e.loads))

@@ -61,6 +61,8 @@ type recipe struct {
 	poison, late, refused float64
 	// skew has records stamped by clocks that are years off.
 	skew bool
+	// place, where given, tells by a record's number which are poison.
+	place func(n int) bool
 }
 
 // refusedAction is the action of events that a scenario's CHECK constraint refuses.
@@ -127,7 +129,7 @@ func (v *inventor) invent() *record {
 	d := v.draft()
 	r := &record{row: d.row, kgo: &kgo.Record{Timestamp: d.stamp}, offset: -1}
 	switch p := v.rng.Float64(); {
-	case p < v.recipe.poison:
+	case v.recipe.place != nil && v.recipe.place(v.next-1), p < v.recipe.poison:
 		kind := poisons[v.rng.IntN(len(poisons))]
 		r.kgo.Value, r.reason = kind.spoil(v, d), kind.reason
 	case p < v.recipe.poison+v.recipe.refused:

@@ -186,6 +186,9 @@ func (o *oracle) readGaps(ctx context.Context, db querier) error {
 			o.found.add(gap, l.name, from, "a gap of kind %s up to %d, where there should be none", kind, to)
 		default:
 			l.gaps = append(l.gaps, [2]int64{from, to})
+			if l.log != nil && kind == "retention" && to > l.log.start {
+				o.found.add(gap, l.name, from, "a gap up to %d, and the log has all from %d", to, l.log.start)
+			}
 		}
 		return nil
 	})
@@ -204,6 +207,9 @@ func (o *oracle) stored(id int32, at int64, what string) (*lane, *record) {
 	}
 	if at >= l.next {
 		o.found.add(position, l.name, at, "a %s at or beyond the position %d", what, l.next)
+	}
+	if slices.ContainsFunc(l.gaps, func(g [2]int64) bool { return g[0] <= at && at < g[1] }) {
+		o.found.add(gap, l.name, at, "a %s within a gap on record", what)
 	}
 	r := o.due[l.place][at]
 	if r == nil {

@@ -1,3 +1,68 @@
 package faults
 
-var recordScenarios = []scenario{}
+import (
+	"fmt"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var recordScenarios = []scenario{
+	{name: "records/poison-everywhere", run: poisonEverywhere},
+	{name: "records/poison-under-kills", rounds: 2, run: poisonUnderKills},
+	{name: "records/refused-by-database", run: refusedByDatabase},
+	{name: "records/clock-skew", run: clockSkew},
+}
+
+// batchRows is the size of the batches of poisonEverywhere.
+const batchRows = 8
+
+// poisonEverywhere has a record that is no row at each place of a batch, at several, at none and at all.
+func poisonEverywhere(e *env) {
+	e.build(world{lanes: 1, settings: settings{"FLUSH_ROWS": fmt.Sprint(batchRows), "FLUSH_INTERVAL": "1h"}})
+	poisoned := func(n int) bool { // batch by batch, the places that are poisoned are the bits of the batch's number
+		return n/batchRows>>(n%batchRows)&1 == 1
+	}
+	l := e.produce(loadOptions{rate: 5000, limit: batchRows << batchRows, recipe: recipe{place: poisoned}})
+	<-l.done
+	e.stopLoads()
+	e.worker()
+	e.clean()
+	require.Equal(e, int64(batchRows<<batchRows/2), e.number(`SELECT count(*) FROM audit_quarantine`))
+}
+
+// poisonUnderKills has a third of all records quarantined while workers are killed in the middle of storing them.
+func poisonUnderKills(e *env) {
+	e.build(world{})
+	e.produce(loadOptions{recipe: recipe{poison: 0.3, late: 0.1}})
+	for _, step := range storing {
+		e.armed(step, "kill", 1+e.rng.IntN(20)).died()
+	}
+	e.awaitAcked(200)
+	e.clean()
+}
+
+// refusedByDatabase has a constraint of the database's owner refuse some rows: those are quarantined, and no others with them.
+func refusedByDatabase(e *env) {
+	e.build(world{})
+	e.statement(`ALTER TABLE audit_log ADD CONSTRAINT faults_refused CHECK (action <> '` + refusedAction + `')`)
+	e.produce(loadOptions{recipe: recipe{poison: 0.02, late: 0.02, refused: 0.01}})
+	for range times(2, 4) {
+		e.armed("sink.copied", "kill", 1+e.rng.IntN(40)).died()
+	}
+	e.worker()
+	e.awaitAcked(500)
+	e.clean()
+}
+
+// clockSkew has records stamped by clocks that are years off, ahead and behind.
+func clockSkew(e *env) {
+	e.build(world{topic: map[string]string{"message.timestamp.after.max.ms": "9223372036854775807"}})
+	e.produce(loadOptions{recipe: recipe{skew: true, poison: 0.02}})
+	e.worker().awaitLanes(1)
+	e.pass(time.Second)
+	e.workers[0].kill()
+	e.worker()
+	e.awaitStored(500)
+	e.clean()
+}
