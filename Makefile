@@ -10,7 +10,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev test lint fmt tidy tidy-check bench fuzz
+.PHONY: help build dev test faults lint fmt tidy tidy-check bench fuzz
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ dev: build ## Run everything on this machine, with an embedded broker and databa
 
 test: ## Run every test with the race detector, on real servers
 	$(GO) test -race -shuffle=on -p 2 -timeout $(TIMEOUT) ./...
+
+# FAULTS=long makes all of it, within an hour or so; FAULTS_SEED=N repeats a run, and FAULTS_RUN=REGEXP chooses scenarios.
+faults: ## Run the fault suite; FAULTS=long for all of it, FAULTS_SEED=N for a run again, FAULTS_RUN=REGEXP for a part
+	$(GO) test ./internal/faults -v -count=1 -timeout $(if $(filter long,$(FAULTS)),120m,20m)
 
 lint: ## Run the linters (the first time builds them, which takes minutes)
 	$(TOOL) golangci-lint run

@@ -69,7 +69,8 @@ func (p *load) run(ctx context.Context, o loadOptions) {
 	each := max(1, o.rate*int(step)/int(time.Second))
 	tick := time.NewTicker(step)
 	defer tick.Stop()
-	for sent := 0; sent < o.limit; sent += each {
+	for left := o.limit; left > 0; left -= each {
+		each = min(each, left)
 		select {
 		case <-ctx.Done():
 			return
