@@ -262,7 +262,6 @@ func partitionsAdded(e *env) {
 	e.lanes += 2
 	e.produce(loadOptions{})
 	e.awaitAcked(200)
-	e.worker() // a worker that joins has the group look at the topics
 	e.eventually("the new lanes are taken", func() bool { return e.number(`SELECT count(*) FROM audit_lane`) == int64(e.lanes) })
 	e.awaitStored(200)
 	e.clean()

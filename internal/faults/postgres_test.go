@@ -91,18 +91,22 @@ func serverFrozen(e *env) {
 }
 
 // readOnly flips the database to read-only, as a failover does for those who stay with the old primary, and back. The workers must leave the sessions
-// that came up read-only by themselves.
+// that came up read-only by themselves. Meanwhile one dies, and the others can't claim its lanes yet.
 func readOnly(e *env) {
 	e.build(world{})
 	e.produce(loadOptions{})
-	w := e.worker()
 	for range times(2, 5) {
+		victim, heir := e.worker(), e.worker()
+		heir.awaitLanes(1)
+		victim.awaitLanes(1)
 		e.awaitStored(50)
 		e.statement(`ALTER DATABASE ` + e.database() + ` SET default_transaction_read_only = on`)
 		e.terminateSessions()
-		e.worker() // it claims in the meantime
-		e.eventually("the worker is refused", func() bool { return strings.Count(w.log.String(), "25006") > 1 })
+		victim.kill()
+		e.eventually("the worker is refused a claim", func() bool { return heir.said("waiting to claim lane") && heir.said("25006") })
 		e.statement(`ALTER DATABASE ` + e.database() + ` RESET default_transaction_read_only`)
+		e.awaitStored(100)
+		heir.stop()
 	}
 	e.clean()
 }
@@ -211,9 +215,7 @@ func tooManyConnections(e *env) {
 		var strangers []*pgx.Conn
 		said := strings.Count(w.log.String(), "53300")
 		e.eventually("the worker is refused", func() bool {
-			if len(strangers) < 10 {
-				e.terminateSessions()
-			}
+			e.terminateSessions()
 			for {
 				conn, err := pgx.Connect(e.Context(), server.URL("postgres"))
 				if err != nil {
