@@ -37,6 +37,8 @@ type world struct {
 	// server is the database's; the one that all share unless given. databaseURL is a database on it; a new one unless given.
 	server      *testkit.PostgresServer
 	databaseURL string
+	// through is the database's URL for the workers, where they go through a proxy.
+	through func(databaseURL string) (string, error)
 	// seeds are the brokers as producers and the oracle reach them; those that all share unless given.
 	seeds []string
 	// topic has further settings of the topic.
@@ -55,9 +57,11 @@ type env struct {
 	binary func() (string, error)
 	// topic is the first topic, and the name of the group.
 	topic string
-	db    *pgxpool.Pool
-	kafka *kgo.Client
-	admin *kadm.Client
+	// workersURL is where the workers find the database; db is the scenario's own way.
+	workersURL string
+	db         *pgxpool.Pool
+	kafka      *kgo.Client
+	admin      *kadm.Client
 
 	workers []*worker
 	loads   []*load
@@ -86,6 +90,17 @@ func (e *env) build(w world) {
 			require.NoError(e, err)
 		}
 		e.world.databaseURL, err = e.world.server.CreateDatabase(e.Context())
+		require.NoError(e, err)
+		if w.server == nil {
+			e.Cleanup(func() {
+				require.NoError(e, e.world.server.DropDatabase(context.WithoutCancel(e.Context()), e.world.databaseURL))
+			})
+		}
+	}
+	e.workersURL = e.world.databaseURL
+	if w.through != nil {
+		var err error
+		e.workersURL, err = w.through(e.world.databaseURL)
 		require.NoError(e, err)
 	}
 	e.topic = testkit.Name(e.T)
@@ -160,7 +175,7 @@ func (e *env) command(args ...string) string {
 func (e *env) workerSettings() settings {
 	return settings{
 		"KAFKA_BROKERS": strings.Join(e.seeds, ","), "KAFKA_TOPICS": e.topic, "KAFKA_GROUP": e.topic,
-		"KAFKA_SESSION_TIMEOUT": sessionTimeout.String(), "POSTGRES_URL": e.databaseURL, "HTTP_ADDR": "127.0.0.1:0",
+		"KAFKA_SESSION_TIMEOUT": sessionTimeout.String(), "POSTGRES_URL": e.workersURL, "HTTP_ADDR": "127.0.0.1:0",
 		"FLUSH_ROWS": "40", "FLUSH_INTERVAL": "50ms", "POOL_MIN_CONNS": "0", "POOL_MAX_CONNS": "3", "POOL_RETRY_DELAY": "100ms",
 		"EVENT_MAX_BYTES": strconv.Itoa(maxEventBytes),
 	}.with(e.settings)

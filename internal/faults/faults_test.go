@@ -37,7 +37,7 @@ type scenario struct {
 }
 
 // scenarios are all there are. docs/guarantees.md names them.
-var scenarios = [][]scenario{killScenarios, zombieScenarios, rebalanceScenarios, postgresScenarios, kafkaScenarios, recordScenarios}
+var scenarios = [][]scenario{killScenarios, zombieScenarios, rebalanceScenarios, postgresScenarios, kafkaScenarios, networkScenarios, recordScenarios}
 
 // TestFaults runs the scenarios: FAULTS=long all of them, FAULTS_RUN=regexp those it matches, FAULTS_SEED=n the same as another time.
 func TestFaults(t *testing.T) {

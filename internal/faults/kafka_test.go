@@ -23,6 +23,7 @@ var kafkaScenarios = []scenario{
 	{name: "kafka/retention", run: retention},
 	{name: "kafka/retention-running", run: retentionRunning},
 	{name: "kafka/aborted-transactions", run: abortedTransactions},
+	{name: "kafka/producer-retries", run: producerRetries},
 	{name: "kafka/partitions-added", run: partitionsAdded},
 	{name: "kafka/two-groups", run: twoGroups},
 }
@@ -249,6 +250,23 @@ func abortedTransactions(e *env) {
 		}
 	}
 	require.Positive(e, aborts, "nothing was aborted")
+}
+
+// producerRetries breaks the producer's network again and again, before the brokers get its records and before it gets their answers: it sends again, and
+// each event is stored once.
+func producerRetries(e *env) {
+	e.build(world{})
+	network := testkit.OwnProxy(e, e.seeds[0])
+	e.produce(loadOptions{through: network.Address()})
+	e.worker()
+	for range times(4, 15) {
+		e.awaitAcked(50)
+		network.Silence([]testkit.Direction{testkit.ToServer, testkit.ToClient}[e.rng.IntN(2)])
+		e.pass(time.Second)
+		network.Reset()
+	}
+	e.awaitAcked(50)
+	e.clean()
 }
 
 // partitionsAdded adds partitions to the topic under load, and sends into them at once: a new lane begins at the start of its log.

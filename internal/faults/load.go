@@ -3,6 +3,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ type loadOptions struct {
 	rate    int // events a second
 	limit   int // events altogether
 	recipe  recipe
+	// through is the address that all connections to brokers go to, where it isn't empty.
+	through string
 	// transactional sends in transactions, every third of which is aborted.
 	transactional bool
 }
@@ -41,8 +44,16 @@ func startLoad(ctx context.Context, l *ledger, tag string, seed uint64, o loadOp
 		kgo.SeedBrokers(o.brokers...), kgo.DefaultProduceTopic(l.into.topic), kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(5 * time.Millisecond), kgo.MaxBufferedRecords(2000),
 		// A broker that is away, or comes back elsewhere, is found again soon.
-		kgo.DialTimeout(2 * time.Second), kgo.ProduceRequestTimeout(5 * time.Second), kgo.RequestTimeoutOverhead(5 * time.Second),
+		kgo.ProduceRequestTimeout(5 * time.Second), kgo.RequestTimeoutOverhead(5 * time.Second),
 		kgo.RetryBackoffFn(func(int) time.Duration { return 100 * time.Millisecond }), kgo.MetadataMinAge(100 * time.Millisecond),
+	}
+	if o.through != "" {
+		dialer := &net.Dialer{Timeout: 2 * time.Second}
+		opts = append(opts, kgo.Dialer(func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, o.through)
+		}))
+	} else {
+		opts = append(opts, kgo.DialTimeout(2*time.Second))
 	}
 	if o.transactional {
 		opts = append(opts, kgo.TransactionalID(tag), kgo.TransactionTimeout(time.Minute))

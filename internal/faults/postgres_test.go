@@ -24,6 +24,7 @@ var postgresScenarios = []scenario{
 	{name: "postgres/deadlock", run: deadlock},
 	{name: "postgres/pool-exhausted", run: poolExhausted},
 	{name: "postgres/too-many-connections", run: tooManyConnections},
+	{name: "postgres/disk-full", run: diskFull},
 	{name: "postgres/failover-sync", run: failoverSync},
 	{name: "postgres/failover-async", rounds: 2, run: failoverAsync},
 }
@@ -228,6 +229,28 @@ func tooManyConnections(e *env) {
 		for _, conn := range strangers {
 			require.NoError(e, conn.Close(e.Context()))
 		}
+	}
+	e.clean()
+}
+
+// diskFull fills the disk that the database is on.
+func diskFull(e *env) {
+	server, err := e.suite.postgres()
+	require.NoError(e, err)
+	disk, err := server.SmallTablespace(e.Context(), 64<<20)
+	require.NoError(e, err)
+	databaseURL, err := disk.CreateDatabase(e.Context())
+	require.NoError(e, err)
+	e.build(world{databaseURL: databaseURL})
+	e.produce(loadOptions{})
+	w := e.worker()
+	for range times(2, 4) {
+		w.awaitLanes(1)
+		e.awaitStored(50)
+		said := strings.Count(w.log.String(), "53100")
+		require.NoError(e, disk.Fill())
+		e.eventually("the worker has no room", func() bool { return strings.Count(w.log.String(), "53100") > said })
+		require.NoError(e, disk.Free())
 	}
 	e.clean()
 }

@@ -24,6 +24,32 @@ type suite struct {
 	// lone and cluster are brokers for scenarios that break them, one after the other.
 	lone    leased[*testkit.Broker]
 	cluster leased[*testkit.Cluster]
+	// far is a broker that is reached through a proxy only.
+	far leased[*farBroker]
+}
+
+// farBroker is a broker with a network before it that can fail.
+type farBroker struct {
+	*testkit.Broker
+	network *testkit.Proxy
+}
+
+// startFar starts a broker that has its clients come through a proxy.
+func startFar(ctx context.Context, t *testing.T) (*farBroker, error) {
+	network, err := testkit.StartProxy(ctx, "127.0.0.1:1")
+	if err != nil {
+		return nil, err
+	}
+	closeAfter(t, network, nil)
+	broker, err := testkit.StartKafka(ctx, testkit.KafkaOptions{Properties: map[string]string{
+		"advertised.listeners": string(testkit.Plaintext) + "://" + network.Address(),
+	}})
+	if err != nil {
+		return nil, err
+	}
+	closeAfter(t, broker, nil)
+	network.Point(broker.Brokers()[0])
+	return &farBroker{broker, network}, nil
 }
 
 func newSuite(t *testing.T) *suite {
@@ -40,6 +66,7 @@ func newSuite(t *testing.T) *suite {
 		closeAfter(t, broker, err)
 		return broker, err
 	})
+	s.far.start = sync.OnceValues(func() (*farBroker, error) { return startFar(ctx, t) })
 	s.cluster.start = sync.OnceValues(func() (*testkit.Cluster, error) {
 		cluster, err := testkit.StartKafkaCluster(ctx, testkit.KafkaOptions{})
 		closeAfter(t, cluster, err)
