@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 var (
@@ -61,8 +62,9 @@ func Hit(name string) {
 	if err := syscall.Kill(os.Getpid(), signal); err != nil {
 		panic(err)
 	}
-	// A signal to oneself is on its way when kill returns, yet may reach another thread a moment later.
+	// A signal to oneself is on its way when kill returns, yet may reach this thread a moment later.
 	for signal == syscall.SIGKILL {
 		syscall.Pause() //nolint:errcheck // it ends with the process
 	}
+	time.Sleep(20 * time.Millisecond) // it is stopped in here
 }

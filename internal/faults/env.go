@@ -73,34 +73,22 @@ type env struct {
 // build makes the environment: a migrated database, and a topic that is also the group's name.
 func (e *env) build(w world) {
 	e.Helper()
-	e.world = w
-	if e.world.lanes == 0 {
-		e.world.lanes = 4
+	if w.lanes == 0 {
+		w.lanes = 4
 	}
-	if e.world.replicas == 0 {
-		e.world.replicas = 1
+	if w.replicas == 0 {
+		w.replicas = 1
 	}
-	if e.world.seeds == nil {
-		e.world.seeds = testkit.Kafka(e.T).Brokers()
+	if w.seeds == nil {
+		w.seeds = testkit.Kafka(e.T).Brokers()
 	}
-	if e.world.databaseURL == "" {
-		var err error
-		if e.world.server == nil {
-			e.world.server, err = e.suite.postgres()
-			require.NoError(e, err)
-		}
-		e.world.databaseURL, err = e.world.server.CreateDatabase(e.Context())
-		require.NoError(e, err)
-		if w.server == nil {
-			e.Cleanup(func() {
-				require.NoError(e, e.world.server.DropDatabase(context.WithoutCancel(e.Context()), e.world.databaseURL))
-			})
-		}
+	if w.databaseURL == "" {
+		w.databaseURL = e.createDatabase(w.server)
 	}
-	e.workersURL = e.world.databaseURL
+	e.world, e.workersURL = w, w.databaseURL
 	if w.through != nil {
 		var err error
-		e.workersURL, err = w.through(e.world.databaseURL)
+		e.workersURL, err = w.through(w.databaseURL)
 		require.NoError(e, err)
 	}
 	e.topic = testkit.Name(e.T)
@@ -122,6 +110,23 @@ func (e *env) build(w world) {
 	require.NoError(e, err)
 	e.Cleanup(e.db.Close)
 	e.command("migrate", "up")
+}
+
+// createDatabase makes a database on a server, or on the one that all share.
+func (e *env) createDatabase(server *testkit.PostgresServer) string {
+	e.Helper()
+	var err error
+	shared := server == nil
+	if shared {
+		server, err = e.suite.postgres()
+		require.NoError(e, err)
+	}
+	databaseURL, err := server.CreateDatabase(e.Context())
+	require.NoError(e, err)
+	if shared {
+		e.Cleanup(func() { require.NoError(e, server.DropDatabase(context.WithoutCancel(e.Context()), databaseURL)) })
+	}
+	return databaseURL
 }
 
 // createTopic makes a topic, for the first time or again, and a ledger for what is sent into it.

@@ -99,7 +99,7 @@ func seedOf(t *testing.T) uint64 {
 func newEnv(t *testing.T, s *suite, seed uint64, name string, round uint64) *env {
 	t.Logf("FAULTS_SEED=%d FAULTS_RUN='^%s$'", seed, regexp.QuoteMeta(name))
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%d %s %d", seed, name, round)
+	h.Write(fmt.Appendf(nil, "%d %s %d", seed, name, round))
 	own := h.Sum64()
 	s.tally.ran(name)
 	return &env{T: t, seed: own, rng: rand.New(rand.NewPCG(own, own)), binary: fenced, suite: s}

@@ -143,7 +143,7 @@ func (v *inventor) invent() *record {
 		r.kgo.Key = []byte(v.id() + []string{"", "\x00", "é\xff"}[v.rng.IntN(3)])
 	}
 	for range v.rng.IntN(3) {
-		header := kgo.RecordHeader{Key: []string{"trace", "trace", "h\xff"}[v.rng.IntN(3)], Value: []byte{byte(v.rng.Uint32()), 0}}
+		header := kgo.RecordHeader{Key: []string{"trace", "trace", "h\xff"}[v.rng.IntN(3)], Value: []byte(v.id() + "\x00\xff")}
 		if v.rng.IntN(4) == 0 {
 			header.Value = nil
 		}
@@ -182,8 +182,12 @@ func (v *inventor) draft() *draft {
 	text("status", "status", []string{"attempt", "success", "failure"}[v.rng.IntN(3)])
 	text("correlationId", "correlation_id", v.id())
 	for _, o := range []struct{ name, column string }{
-		{"principalId", "principal_id"}, {"organizationId", "organization_id"}, {"targetResourceType", "target_resource_type"},
-		{"targetResourceId", "target_resource_id"}, {"outcomeDescription", "outcome_description"}, {"ttl", "ttl"},
+		{"principalId", "principal_id"},
+		{"organizationId", "organization_id"},
+		{"targetResourceType", "target_resource_type"},
+		{"targetResourceId", "target_resource_id"},
+		{"outcomeDescription", "outcome_description"},
+		{"ttl", "ttl"},
 	} {
 		if v.rng.IntN(3) > 0 {
 			text(o.name, o.column, v.text())
@@ -293,8 +297,13 @@ func quote(text string) string {
 func eventHash(d *draft) string {
 	var pairs []string
 	for _, p := range []struct{ key, column string }{
-		{"action", "action"}, {"organizationId", "organization_id"}, {"outcomeDescription", "outcome_description"}, {"principalId", "principal_id"},
-		{"status", "status"}, {"targetResourceId", "target_resource_id"}, {"targetResourceType", "target_resource_type"},
+		{"action", "action"},
+		{"organizationId", "organization_id"},
+		{"outcomeDescription", "outcome_description"},
+		{"principalId", "principal_id"},
+		{"status", "status"},
+		{"targetResourceId", "target_resource_id"},
+		{"targetResourceType", "target_resource_type"},
 	} {
 		pairs = append(pairs, p.key+":"+stringify(d.row.texts[p.column]))
 	}

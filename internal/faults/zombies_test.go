@@ -24,6 +24,7 @@ func stopAt() (all []scenario) {
 	return append(all,
 		scenario{name: "zombie/consumer.revoked", run: zombieRevoking},
 		scenario{name: "zombie/consumer.stopping", run: zombieStopping},
+		scenario{name: "zombie/making-partitions", run: zombieMakingPartitions},
 		scenario{name: "zombie/any-moment", rounds: 2, run: zombieAnytime},
 		scenario{name: "zombie/brief", rounds: 2, run: zombieBrief},
 	)
@@ -49,8 +50,8 @@ func haunt(e *env, failpoint string, most time.Duration) {
 	heir.stop()
 }
 
-// takenOver waits until a stopped worker holds no lane any more, and others have moved on in each of those that it held.
-func (e *env) takenOver(zombie *worker) {
+// takenOver waits until a stopped worker holds no lane any more, and others have moved on in each of those that it held. It returns how many.
+func (e *env) takenOver(zombie *worker) (lanes int) {
 	e.Helper()
 	stood := map[int32]int64{}
 	e.eventually("its lanes can be read", func() bool {
@@ -68,6 +69,7 @@ func (e *env) takenOver(zombie *worker) {
 			return e.number(`SELECT next_offset FROM audit_lane WHERE lane_id = $1 AND owner <> $2`, id, zombie.owner()) > next+5
 		})
 	}
+	return len(stood)
 }
 
 // zombieRevoking stops a worker in the middle of a rebalance.
@@ -109,6 +111,28 @@ func zombieStopping(e *env) {
 	e.clean()
 }
 
+// zombieMakingPartitions stops a worker in the middle of making a table partition, with the lock of whoever does that in its hands. Others must come to make
+// theirs all the same.
+func zombieMakingPartitions(e *env) {
+	e.build(world{})
+	e.produce(loadOptions{recipe: recipe{late: 0.2, poison: 0.02}})
+	var zombie *worker
+	// What ATTACH waits for, and batches don't.
+	e.held(`LOCK TABLE audit_log IN SHARE UPDATE EXCLUSIVE MODE`, nil, func() {
+		zombie = e.worker()
+		e.eventually("it waits to attach a partition", func() bool {
+			return e.number(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IN (SELECT pid `+sessions+`)`) > 0
+		})
+		zombie.freeze()
+	})
+	e.worker()
+	e.takenOver(zombie)
+	e.awaitStored(200)
+	zombie.resume()
+	e.awaitStored(100)
+	e.clean()
+}
+
 // zombieAnytime stops one worker of three at any moment, past its session.
 func zombieAnytime(e *env) {
 	e.build(world{lanes: 6})
@@ -147,11 +171,18 @@ func zombieBrief(e *env) {
 // shows that zombie/deaf, which is the same and which the real worker passes, is no idle scenario.
 func TestUnfenced(t *testing.T) {
 	t.Parallel()
-	s := newSuite(t)
-	e := newEnv(t, s, seedOf(t), t.Name(), 0)
-	e.binary = unfenced
-	deafZombie(e, s.lone.take(e))
-	found := e.finish()
-	t.Log(found)
-	require.Positive(t, found.counts[doubled], "the oracle has found nothing doubled")
+	const tries = 5
+	s, seed := newSuite(t), seedOf(t)
+	guilty := false
+	for n := 0; n < tries && !guilty; n++ {
+		t.Run("try", func(t *testing.T) {
+			e := newEnv(t, s, seed, t.Name(), uint64(n))
+			e.binary = unfenced
+			deafZombie(e, s.lone.take(e))
+			found := e.finish()
+			t.Log(found)
+			guilty = found.counts[doubled] > 0
+		})
+	}
+	require.True(t, guilty, "the oracle has found nothing doubled in %d tries", tries)
 }
