@@ -174,7 +174,7 @@ func TestUnfenced(t *testing.T) {
 	const tries = 5
 	s, seed := newSuite(t), seedOf(t)
 	guilty := false
-	for n := 0; n < tries && !guilty; n++ {
+	for n := 0; n < tries && !guilty && !t.Failed(); n++ {
 		t.Run("try", func(t *testing.T) {
 			e := newEnv(t, s, seed, t.Name(), uint64(n))
 			e.binary = unfenced
