@@ -121,7 +121,8 @@ func zombieMakingPartitions(e *env) {
 	e.held(`LOCK TABLE audit_log IN SHARE UPDATE EXCLUSIVE MODE`, nil, func() {
 		zombie = e.worker()
 		e.eventually("it waits to attach a partition", func() bool {
-			return e.number(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid IN (SELECT pid `+sessions+`)`) > 0
+			return e.number(`SELECT count(*) FROM pg_locks a JOIN pg_locks b USING (pid) WHERE a.locktype = 'advisory' AND a.granted AND NOT b.granted
+				AND b.relation = 'audit_log'::regclass`) > 0
 		})
 		zombie.freeze()
 	})
