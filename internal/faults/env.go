@@ -45,6 +45,8 @@ type world struct {
 	topic map[string]string
 	// settings replace those of the workers.
 	settings settings
+	// rewinds says that positions may go back on the way.
+	rewinds bool
 }
 
 // env is a scenario's environment. It belongs to the scenario's goroutine.
@@ -67,6 +69,7 @@ type env struct {
 	loads   []*load
 	ledgers []*ledger
 	allowed allowance
+	watch   *watch
 	suite   *suite
 }
 
@@ -101,7 +104,7 @@ func (e *env) build(w world) {
 	e.createTopic(e.topic)
 	config, err := pgxpool.ParseConfig(e.databaseURL)
 	require.NoError(e, err)
-	config.MaxConns, config.ConnConfig.ConnectTimeout = 2, 5*time.Second
+	config.MaxConns, config.ConnConfig.ConnectTimeout = 3, 5*time.Second
 	config.ConnConfig.RuntimeParams["application_name"] = "faults"
 	// The scenario itself is not to be a victim of what it does to the database's settings.
 	config.ConnConfig.RuntimeParams["default_transaction_read_only"] = "off"
@@ -110,6 +113,8 @@ func (e *env) build(w world) {
 	require.NoError(e, err)
 	e.Cleanup(e.db.Close)
 	e.command("migrate", "up")
+	e.watch = startWatch(e.Context(), e.db, e.admin, e.topic, w.rewinds)
+	e.Cleanup(func() { e.watch.end() })
 }
 
 // createDatabase makes a database on a server, or on the one that all share.
@@ -201,7 +206,7 @@ func (e *env) produce(o loadOptions) *load {
 	if o.limit == 0 {
 		o.limit = 20_000
 	}
-	if r := &o.recipe; r.poison+r.late+r.refused == 0 && !r.skew && r.place == nil {
+	if r := &o.recipe; r.poison+r.late+r.refused == 0 && !r.skew && r.place == nil && r.refusedAt == nil {
 		o.recipe = recipe{poison: 0.03, late: 0.02}
 	}
 	tag := fmt.Sprintf("%x-%d", e.seed&0xffffff, len(e.loads))
@@ -367,6 +372,7 @@ func (e *env) finish() *findings {
 	}
 	found, err := judge(ctx, e.db, e.ledgers, logs, e.allowed)
 	require.NoError(e, err)
+	found.join(e.watch.end())
 	e.suite.tally.judged(e.acked(), found)
 	e.Logf("%d events acknowledged, %d rows, %d quarantined, %d table partitions", e.acked(), e.number(`SELECT count(*) FROM audit_log`),
 		e.number(`SELECT count(*) FROM audit_quarantine`), e.number(`SELECT count(*) FROM audit_log_partition_bounds()`))

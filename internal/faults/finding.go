@@ -58,6 +58,17 @@ func (f *findings) add(k kind, lane string, offset int64, format string, args ..
 	}
 }
 
+// join adds what was found elsewhere.
+func (f *findings) join(others *findings) {
+	if f.counts == nil {
+		f.counts = map[kind]int{}
+	}
+	for k, n := range others.counts {
+		f.counts[k] += n
+	}
+	f.told = append(f.told, others.told...)
+}
+
 // kinds are those that were found, sorted.
 func (f *findings) kinds() []kind {
 	var all []kind

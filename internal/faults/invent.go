@@ -61,8 +61,8 @@ type recipe struct {
 	poison, late, refused float64
 	// skew has records stamped by clocks that are years off.
 	skew bool
-	// place, where given, tells by a record's number which are poison.
-	place func(n int) bool
+	// place and refusedAt, where given, tell by a record's number which are poison, and which the constraint refuses.
+	place, refusedAt func(n int) bool
 }
 
 // refusedAction is the action of events that a scenario's CHECK constraint refuses.
@@ -132,7 +132,7 @@ func (v *inventor) invent() *record {
 	case v.recipe.place != nil && v.recipe.place(v.next-1), p < v.recipe.poison:
 		kind := poisons[v.rng.IntN(len(poisons))]
 		r.kgo.Value, r.reason = kind.spoil(v, d), kind.reason
-	case p < v.recipe.poison+v.recipe.refused:
+	case v.recipe.refusedAt != nil && v.recipe.refusedAt(v.next-1), p < v.recipe.poison+v.recipe.refused:
 		d.set("action", quote(refusedAction))
 		d.remove("hash")
 		r.kgo.Value, r.reason = d.bytes(), "rejected_by_database"

@@ -266,7 +266,7 @@ func (e *env) pair() (primary, standby *testkit.PostgresServer) {
 	require.NoError(e, err)
 	u, err := url.Parse(one)
 	require.NoError(e, err)
-	e.build(world{databaseURL: testkit.URLOf(strings.TrimPrefix(u.Path, "/"), primary, standby)})
+	e.build(world{databaseURL: testkit.URLOf(strings.TrimPrefix(u.Path, "/"), primary, standby), rewinds: true})
 	return primary, standby
 }
 

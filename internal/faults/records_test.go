@@ -2,6 +2,7 @@ package faults
 
 import (
 	"fmt"
+	mathbits "math/bits"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -11,6 +12,7 @@ var recordScenarios = []scenario{
 	{name: "records/poison-everywhere", run: poisonEverywhere},
 	{name: "records/poison-under-kills", rounds: 2, run: poisonUnderKills},
 	{name: "records/refused-by-database", run: refusedByDatabase},
+	{name: "records/refused-everywhere", run: refusedEverywhere},
 	{name: "records/clock-skew", run: clockSkew},
 }
 
@@ -42,10 +44,32 @@ func poisonUnderKills(e *env) {
 	e.clean()
 }
 
+// refusedEverywhere has the database refuse a row at each place of a batch, and two rows at every pair of places.
+func refusedEverywhere(e *env) {
+	e.build(world{lanes: 1, settings: settings{"FLUSH_ROWS": fmt.Sprint(batchRows), "FLUSH_INTERVAL": "1h"}})
+	e.statement(refuse)
+	var batches []int // the places that are refused, as bits
+	for bits := range 1 << batchRows {
+		if n := mathbits.OnesCount(uint(bits)); n == 1 || n == 2 {
+			batches = append(batches, bits)
+		}
+	}
+	refused := func(n int) bool { return batches[n/batchRows]>>(n%batchRows)&1 == 1 }
+	l := e.produce(loadOptions{rate: 5000, limit: batchRows * len(batches), recipe: recipe{refusedAt: refused}})
+	<-l.done
+	e.stopLoads()
+	e.worker()
+	e.clean()
+	require.EqualValues(e, batchRows+batchRows*(batchRows-1), e.number(`SELECT count(*) FROM audit_quarantine`))
+}
+
+// refuse is a constraint that the owner of the database has added.
+const refuse = `ALTER TABLE audit_log ADD CONSTRAINT faults_refused CHECK (action <> '` + refusedAction + `')`
+
 // refusedByDatabase has a constraint of the database's owner refuse some rows: those are quarantined, and no others with them.
 func refusedByDatabase(e *env) {
 	e.build(world{})
-	e.statement(`ALTER TABLE audit_log ADD CONSTRAINT faults_refused CHECK (action <> '` + refusedAction + `')`)
+	e.statement(refuse)
 	e.produce(loadOptions{recipe: recipe{poison: 0.02, late: 0.02, refused: 0.01}})
 	for range times(2, 4) {
 		e.armed("sink.copied", "kill", 1+e.rng.IntN(40)).died()
