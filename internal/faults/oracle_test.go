@@ -156,6 +156,28 @@ func TestPlanted(t *testing.T) {
 			require.Equal(t, []kind{offset}, planted(t, `SELECT 1`, again).kinds())
 		}
 	})
+	t.Run("for a while", func(t *testing.T) {
+		w := startWatch(t.Context(), e.db, e.admin, e.topic, false)
+		seen := func(k kind) func() bool {
+			return func() bool {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.found.counts[k] > 0
+			}
+		}
+		e.eventually("the watch has looked", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(w.last) == int(e.lanes)
+		})
+		wrong := kadm.Offsets{}
+		wrong.AddOffset(e.topic, 0, log.lanes[0].committed+1, -1)
+		require.NoError(t, e.admin.CommitAllOffsets(t.Context(), e.topic, wrong))
+		e.eventually("an offset ahead is seen", seen(offset))
+		e.statement(`UPDATE audit_lane SET next_offset = next_offset - 1 WHERE partition = 1`)
+		e.eventually("a position that went back is seen", seen(position))
+		w.end()
+	})
 	t.Run("an acknowledged record gone from the log", func(t *testing.T) {
 		for at := range log.lanes[0].records {
 			delete(log.lanes[0].records, at)
