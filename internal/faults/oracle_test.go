@@ -43,7 +43,7 @@ var plants = []struct {
 	want      []kind
 }{
 	{"nothing", `SELECT 1`, nil},
-	{"a row deleted", `DELETE FROM audit_log WHERE id = (SELECT min(id) + 5 FROM audit_log)`, []kind{missing}},
+	{"a row deleted", `DELETE FROM audit_log WHERE id = (SELECT id FROM audit_log ORDER BY id OFFSET 5 LIMIT 1)`, []kind{missing}},
 	{"a lane's last row deleted", `DELETE FROM audit_log WHERE id = (SELECT max(id) FROM audit_log)`, []kind{missing}},
 	{"all rows deleted", `DELETE FROM audit_log`, []kind{missing}},
 	{"a row doubled", copyWith(`jsonb_build_object('id', (SELECT max(id) + 1 FROM audit_log))`), []kind{doubled}},
@@ -71,7 +71,7 @@ var plants = []struct {
 		"a row beyond the log", copyWith(`jsonb_build_object('id', (SELECT max(id) + 1 FROM audit_log), 'lane_offset', 1000000)`),
 		[]kind{invented, position},
 	},
-	{"a row moved to another lane", `UPDATE audit_log SET lane_id = lane_id % 4 + 1 WHERE id = (SELECT min(id) + 5 FROM audit_log)`, nil}, // see below
+	{"a row moved to another lane", `UPDATE audit_log SET lane_id = lane_id % 4 + 1 WHERE id = (SELECT id FROM audit_log ORDER BY id OFFSET 5 LIMIT 1)`, nil}, // see below
 	{"a quarantined record dropped", `DELETE FROM audit_quarantine WHERE id = 1`, []kind{missing}},
 	{"a quarantined record doubled", `INSERT INTO audit_quarantine (lane_id, lane_offset, record_timestamp, key, value, headers, reason)
 		SELECT lane_id, lane_offset, record_timestamp, key, value, headers, reason FROM audit_quarantine WHERE id = 1`, []kind{doubled}},
@@ -94,9 +94,9 @@ func copyWith(changes string) string {
 	changed, rest, _ := strings.Cut(changes, " FROM audit_quarantine")
 	if rest != "" {
 		return `INSERT INTO audit_log SELECT r.* FROM audit_quarantine q, audit_log l, jsonb_populate_record(l, ` + changed + `) r
-			WHERE l.id = (SELECT min(id) + 5 FROM audit_log) AND` + strings.Replace(rest, " q WHERE", "", 1)
+			WHERE l.id = (SELECT id FROM audit_log ORDER BY id OFFSET 5 LIMIT 1) AND` + strings.Replace(rest, " q WHERE", "", 1)
 	}
-	return `INSERT INTO audit_log SELECT r.* FROM audit_log l, jsonb_populate_record(l, ` + changed + `) r WHERE l.id = (SELECT min(id) + 5 FROM audit_log)`
+	return `INSERT INTO audit_log SELECT r.* FROM audit_log l, jsonb_populate_record(l, ` + changed + `) r WHERE l.id = (SELECT id FROM audit_log ORDER BY id OFFSET 5 LIMIT 1)`
 }
 
 // TestPlanted: what the oracle has to find it finds. Violations are planted in the tables of a good run, and each must be told by its kind.
@@ -141,7 +141,7 @@ func TestPlanted(t *testing.T) {
 				continue
 			}
 			require.Contains(t, alterations, column, "the oracle doesn't know a column of audit_log")
-			found := planted(t, `UPDATE audit_log SET `+column+` = `+alterations[column]+` WHERE id = (SELECT min(id) + 5 FROM audit_log)`, log)
+			found := planted(t, `UPDATE audit_log SET `+column+` = `+alterations[column]+` WHERE id = (SELECT id FROM audit_log ORDER BY id OFFSET 5 LIMIT 1)`, log)
 			require.Equal(t, []kind{altered}, found.kinds(), "%s: %s", column, found)
 			require.Contains(t, found.String(), column)
 		}

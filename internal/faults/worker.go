@@ -17,6 +17,8 @@ type worker struct {
 	env *env
 	// doomed says that it may end by SIGKILL.
 	doomed bool
+	// told says that it was asked to end: asked twice it would end at once.
+	told bool
 }
 
 // worker starts a worker.
@@ -111,16 +113,18 @@ func (w *worker) resume() {
 
 // terminate asks it to end.
 func (w *worker) terminate() {
-	w.env.Helper()
-	require.NoError(w.env, w.signal(syscall.SIGTERM))
+	if w.told {
+		return
+	}
+	w.told = true
+	if err := w.signal(syscall.SIGTERM); err != nil {
+		w.env.Errorf("%v", err)
+	}
 }
 
 // stop asks it to end and waits for it. endedWell looks how it did. It may be called from any goroutine.
 func (w *worker) stop() {
-	if err := w.signal(syscall.SIGTERM); err != nil {
-		w.env.Errorf("%v", err)
-		return
-	}
+	w.terminate()
 	select {
 	case <-w.done:
 	case <-time.After(patience):
