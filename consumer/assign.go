@@ -32,7 +32,7 @@ func (c *member) assigned(context.Context, *kgo.Client, map[string][]int32) {
 // again in the next one for the lanes that are still ours; without it they would stay assigned and never be fetched.
 func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	lanes := c.adopt(committed)
-	ids, unknown, ok := c.topicIDs(ctx, slices.Collect(maps.Keys(committed))...)
+	ids, unknown, ok := c.topicIDs(ctx, claimPatience, slices.Collect(maps.Keys(committed))...)
 	if !ok {
 		return nil, ctx.Err()
 	}
@@ -80,12 +80,17 @@ func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.O
 	return from, err
 }
 
-// topicPatience is how long the brokers may not know a topic of which they assigned us lanes: one that was just made may not have got about.
-const topicPatience = 5 * time.Second
+// claimPatience is how long an assignment waits for the brokers to know a topic that they assigned us lanes of: one that was just made may not
+// have got about. The other topics' lanes wait for it too, and a look finds it when it comes after all.
+const claimPatience = 5 * time.Second
 
-// topicIDs asks the brokers for the IDs of topics, as long as ctx allows. unknown are those that they go on not knowing.
-func (c *member) topicIDs(ctx context.Context, topics ...string) (ids map[string][16]byte, unknown map[string]error, ok bool) {
-	giveUp := time.Now().Add(topicPatience)
+// gonePatience is how long the brokers must go on not knowing a topic until its lanes halt for good: brokers that have just started, or have no quorum,
+// may not know what they have.
+var gonePatience = time.Minute // shorter in a test
+
+// topicIDs asks the brokers for the IDs of topics, as long as ctx allows. unknown are those that they don't know for as long as patience.
+func (c *member) topicIDs(ctx context.Context, patience time.Duration, topics ...string) (ids map[string][16]byte, unknown map[string]error, ok bool) {
+	giveUp := time.Now().Add(patience)
 	ok = c.insist(ctx, "ask the brokers for the topics' IDs", func() error {
 		details, err := c.admin.ListTopics(ctx, topics...)
 		if err != nil {

@@ -61,7 +61,7 @@ func (c *member) findWay(ctx context.Context, l *lane) bool {
 
 // extent asks the brokers for the topic's ID and what they have of a lane, nil where they go on not knowing it. It reports false when ctx ends first.
 func (c *member) extent(ctx context.Context, l *lane, claim sink.Claim) (id [16]byte, log *kafka.Log, ok bool) {
-	giveUp := time.Now().Add(topicPatience)
+	giveUp := time.Now().Add(gonePatience)
 	ok = c.insist(ctx, "ask the brokers what they have of lane "+l.id.String(), func() error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -83,18 +83,17 @@ func topicGone(err error) error {
 	return fmt.Errorf("the topic was deleted, or deleted and created again, and nothing more of the old one is to be had (%w)", err)
 }
 
-// mostMissing is how many times in a row the brokers may not know a lane when they are asked for the end of its log.
-const mostMissing = 3
-
 // missing notes that the brokers don't tell the end of a lane's log, and halts the lane where they go on not knowing it: the client would keep that
 // to itself.
-func (c *member) missing(l *lane, err error) {
+func (c *member) missing(l *lane, err error, now time.Time) {
 	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.UnknownTopicID) {
 		return
 	}
 	l.mu.Lock()
-	l.unknown++
-	gone := l.unknown >= mostMissing && l.phase == running
+	if l.unknown.IsZero() {
+		l.unknown = now
+	}
+	gone := now.Sub(l.unknown) >= gonePatience && l.phase == running
 	l.mu.Unlock()
 	if gone {
 		c.halt(l, topicGone(kerr.UnknownTopicOrPartition))
@@ -105,5 +104,5 @@ func (c *member) missing(l *lane, err error) {
 func (l *lane) found() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unknown = 0
+	l.unknown = time.Time{}
 }

@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"auditsink/consumer"
 	"auditsink/internal/kafka"
 	"auditsink/internal/testkit"
 	"auditsink/sink"
@@ -295,6 +297,7 @@ func (b *bed) setBack(partition int32, to int64) {
 
 // TestTopicDeletedForGood: its lanes halt, and those of another topic that come to a worker together with them don't wait for it.
 func TestTopicDeletedForGood(t *testing.T) {
+	consumer.SetGonePatience(t, 5*time.Second)
 	b := newBed(t, testkit.Kafka(t), testkit.Postgres(t, 18), 4)
 	gone := b.topic + "-gone"
 	b.broker.CreateTopic(t, gone, 4, nil)

@@ -46,7 +46,7 @@ func (c *member) measureLag(ctx context.Context) {
 	for _, l := range lanes {
 		end, ok := ends.Lookup(l.id.Topic, l.id.Partition)
 		if !ok || end.Err != nil {
-			c.missing(l, end.Err)
+			c.missing(l, end.Err, time.Now())
 			continue
 		}
 		l.found()

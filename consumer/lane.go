@@ -61,8 +61,8 @@ type lane struct {
 	// faults counts how often in a row that was so, and faulted is when last.
 	faults  int
 	faulted time.Time
-	// unknown counts how often in a row the brokers didn't know the lane.
-	unknown int
+	// unknown is since when the brokers have not known the lane, or zero.
+	unknown time.Time
 	// topicID is that of the claim.
 	topicID [16]byte
 	// suspect says what is wrong with the position in Postgres, until the lane's goroutine has seen to it.

@@ -79,7 +79,7 @@ func (c *member) reclaim(ctx context.Context, l *lane, why error) bool {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	ids, unknown, ok := c.topicIDs(ctx, l.id.Topic)
+	ids, unknown, ok := c.topicIDs(ctx, gonePatience, l.id.Topic)
 	if !ok {
 		return false
 	}
