@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 type scenario struct {
 	name string
 	run  func(*env)
-	// long says that only the long form has it; rounds is how often the long form runs it, once unless given.
+	// long says that only the long form has it; rounds is how often the long form runs it, three times unless given.
 	long   bool
 	rounds int
 	// alone says that it takes a server for itself, and needs no slot while it waits for that.
@@ -44,16 +44,17 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	chosen, err := regexp.Compile(os.Getenv("FAULTS_RUN"))
 	require.NoError(t, err)
-	s, seed := newSuite(t), seedOf(t)
+	s, seed, none := newSuite(t), seedOf(t), true
 	t.Cleanup(func() { fmt.Println(&s.tally) })
 	for _, group := range scenarios {
 		for _, one := range group {
 			if one.long && !long() || !chosen.MatchString(one.name) {
 				continue
 			}
+			none = false
 			rounds := 1
 			if long() {
-				rounds = max(1, one.rounds)
+				rounds = max(3, one.rounds)
 			}
 			for n := range rounds {
 				name := one.name
@@ -70,6 +71,7 @@ func TestFaults(t *testing.T) {
 			}
 		}
 	}
+	require.False(t, none, "FAULTS_RUN matches no scenario")
 }
 
 // long says that this is the long form.
@@ -97,7 +99,7 @@ func seedOf(t *testing.T) uint64 {
 
 // newEnv makes the environment of one scenario, whose choices depend on the run's seed and its name alone.
 func newEnv(t *testing.T, s *suite, seed uint64, name string, round uint64) *env {
-	t.Logf("FAULTS_SEED=%d FAULTS_RUN='^%s$'", seed, regexp.QuoteMeta(name))
+	t.Logf("FAULTS=%s FAULTS_SEED=%d FAULTS_RUN='^%s$'", os.Getenv("FAULTS"), seed, regexp.QuoteMeta(name))
 	h := fnv.New64a()
 	h.Write(fmt.Appendf(nil, "%d %s %d", seed, name, round))
 	own := h.Sum64()

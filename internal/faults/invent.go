@@ -135,6 +135,8 @@ func (v *inventor) invent() *record {
 	case v.recipe.refusedAt != nil && v.recipe.refusedAt(v.next-1), p < v.recipe.poison+v.recipe.refused:
 		d.set("action", quote(refusedAction))
 		d.remove("hash")
+		d.row.texts["action"] = refusedAction
+		d.row.texts["hash"] = eventHash(d) // what the row is once it is taken
 		r.kgo.Value, r.reason = d.bytes(), "rejected_by_database"
 	default:
 		r.kgo.Value = d.bytes()

@@ -15,7 +15,7 @@ var kafkaScenarios = []scenario{
 	{name: "kafka/broker-bounced", alone: true, run: func(e *env) { brokerGone(e, (*testkit.Broker).Stop, time.Second) }},
 	{name: "kafka/brokers-away", alone: true, run: func(e *env) { brokerGone(e, (*testkit.Broker).Stop, 15*time.Second) }},
 	{name: "kafka/broker-frozen", alone: true, run: brokerFrozen},
-	{name: "zombie/deaf", alone: true, rounds: 2, run: func(e *env) { deafZombie(e, e.suite.lone.take(e)); e.clean() }},
+	{name: "zombie/deaf", alone: true, run: func(e *env) { deafZombie(e, e.suite.lone.take(e)); e.clean() }},
 	{name: "kafka/leader-moved", alone: true, run: leaderMoved},
 	{name: "kafka/leader-killed", alone: true, run: func(e *env) { leaderGone(e, (*testkit.Broker).Kill) }},
 	{name: "kafka/leader-frozen", alone: true, run: leaderFrozen},

@@ -11,14 +11,14 @@ var killScenarios = killAt()
 
 func killAt() (all []scenario) {
 	for _, failpoint := range append([]string{"consumer.claimed", "consumer.polled", "consumer.committing"}, storing...) {
-		all = append(all, scenario{name: "kill/" + failpoint, rounds: 3, run: func(e *env) { killed(e, failpoint) }})
+		all = append(all, scenario{name: "kill/" + failpoint, rounds: 9, run: func(e *env) { killed(e, failpoint) }})
 	}
 	return append(all,
-		scenario{name: "kill/consumer.revoked", rounds: 2, run: killedRevoking},
-		scenario{name: "kill/consumer.stopping", rounds: 2, run: killedStopping},
-		scenario{name: "kill/while-revoking", rounds: 2, run: killedDrainingRevoked},
-		scenario{name: "kill/while-stopping", rounds: 2, run: killedDrainingStopped},
-		scenario{name: "kill/any-moment", rounds: 4, run: killedAnytime},
+		scenario{name: "kill/consumer.revoked", rounds: 6, run: killedRevoking},
+		scenario{name: "kill/consumer.stopping", rounds: 6, run: killedStopping},
+		scenario{name: "kill/while-revoking", rounds: 6, run: killedDrainingRevoked},
+		scenario{name: "kill/while-stopping", rounds: 6, run: killedDrainingStopped},
+		scenario{name: "kill/any-moment", rounds: 12, run: killedAnytime},
 	)
 }
 

@@ -21,7 +21,7 @@ var networkScenarios = []scenario{
 	{name: "commit/answer-lost", run: func(e *env) { commitsCut(e, lostAnswer) }},
 	{name: "commit/frozen", run: func(e *env) { commitsCut(e, frozenCommit) }},
 	{name: "commit/answer-frozen", run: func(e *env) { commitsCut(e, frozenAnswer) }},
-	{name: "commit/any-under-kills", rounds: 2, run: commitsCutUnderKills},
+	{name: "commit/any-under-kills", run: commitsCutUnderKills},
 	{name: "commit/silent-for-good", long: true, run: commitsSilent},
 
 	{name: "network/postgres-latency", run: func(e *env) { farDatabase(e, slow) }},

@@ -16,7 +16,7 @@ var postgresScenarios = []scenario{
 	{name: "postgres/backends-terminated", run: func(e *env) { signalled(e, "pg_terminate_backend") }},
 	{name: "postgres/statements-cancelled", run: func(e *env) { signalled(e, "pg_cancel_backend") }},
 	{name: "postgres/immediate-stop", run: func(e *env) { serverGone(e, (*testkit.PostgresServer).Immediate) }},
-	{name: "postgres/killed", rounds: 2, run: func(e *env) { serverGone(e, (*testkit.PostgresServer).Kill) }},
+	{name: "postgres/killed", run: func(e *env) { serverGone(e, (*testkit.PostgresServer).Kill) }},
 	{name: "postgres/frozen", run: serverFrozen},
 	{name: "postgres/read-only", run: readOnly},
 	{name: "postgres/statement-timeout", run: statementTimeout},
@@ -26,7 +26,7 @@ var postgresScenarios = []scenario{
 	{name: "postgres/too-many-connections", run: tooManyConnections},
 	{name: "postgres/disk-full", run: diskFull},
 	{name: "postgres/failover-sync", run: failoverSync},
-	{name: "postgres/failover-async", rounds: 2, run: failoverAsync},
+	{name: "postgres/failover-async", run: failoverAsync},
 }
 
 // sessions are the workers' own.

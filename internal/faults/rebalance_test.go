@@ -3,9 +3,9 @@ package faults
 import "time"
 
 var rebalanceScenarios = []scenario{
-	{name: "rebalance/storm-clean", rounds: 2, run: func(e *env) { storm(e, func(w *worker) { w.stop() }) }},
-	{name: "rebalance/storm-unclean", rounds: 2, run: func(e *env) { storm(e, func(w *worker) { w.kill() }) }},
-	{name: "rebalance/storm-frozen", rounds: 2, run: func(e *env) { storm(e, func(w *worker) { w.freeze(); w.env.pass(sessionTimeout); w.resume() }) }},
+	{name: "rebalance/storm-clean", rounds: 6, run: func(e *env) { storm(e, func(w *worker) { w.stop() }) }},
+	{name: "rebalance/storm-unclean", rounds: 6, run: func(e *env) { storm(e, func(w *worker) { w.kill() }) }},
+	{name: "rebalance/storm-frozen", rounds: 6, run: func(e *env) { storm(e, func(w *worker) { w.freeze(); w.env.pass(sessionTimeout); w.resume() }) }},
 }
 
 // storm takes a group from one worker to six and down to two, without waiting for any rebalance to end, under load.

@@ -10,9 +10,10 @@ import (
 
 var recordScenarios = []scenario{
 	{name: "records/poison-everywhere", run: poisonEverywhere},
-	{name: "records/poison-under-kills", rounds: 2, run: poisonUnderKills},
+	{name: "records/poison-under-kills", run: poisonUnderKills},
 	{name: "records/refused-by-database", run: refusedByDatabase},
 	{name: "records/refused-everywhere", run: refusedEverywhere},
+	{name: "records/redriven", run: redriven},
 	{name: "records/clock-skew", run: clockSkew},
 }
 
@@ -77,6 +78,44 @@ func refusedByDatabase(e *env) {
 	e.worker()
 	e.awaitAcked(500)
 	e.clean()
+}
+
+// redriven takes refused records again once the cause is mended. The command is killed at each step, run twice at a time, and frozen with the records in its
+// hands until another has moved them: each is one row in the end.
+func redriven(e *env) {
+	e.build(world{})
+	e.statement(refuse)
+	l := e.produce(loadOptions{rate: 500, limit: 1500, recipe: recipe{refused: 0.04, late: 0.02}})
+	e.worker()
+	<-l.done
+	e.stopLoads()
+	e.settled()
+	e.statement(`ALTER TABLE audit_log DROP CONSTRAINT faults_refused`)
+	e.produce(loadOptions{}) // batches go on beside
+	again := []string{"quarantine", "redrive", "--reason", "rejected_by_database"}
+	for _, step := range []string{"quarantine.copied", "quarantine.moved"} {
+		e.doomedProgram(step+"=kill@1", again...).died()
+	}
+	e.doomedProgram("quarantine.committed=kill@1", append(again, "--lane", "1", "--lane", "2")...).died()
+	zombie := e.program(nil, []string{"quarantine.copied", "quarantine.moved"}[e.rng.IntN(2)]+"=stop@1", again...)
+	zombie.mayFail = true // its session is ended
+	zombie.froze()
+	both := []*worker{e.program(nil, "", again...), e.program(nil, "", again...)}
+	for _, w := range both {
+		e.eventually("it has ended", func() bool { return !w.running() })
+	}
+	zombie.resume()
+	e.eventually("the zombie has ended", func() bool { return !zombie.running() })
+	require.Zero(e, e.number(`SELECT count(*) FROM audit_quarantine WHERE reason = 'rejected_by_database' AND state <> 'redriven'`))
+	require.Positive(e, e.number(`SELECT count(*) FROM audit_quarantine WHERE state = 'redriven'`))
+	e.clean()
+}
+
+// doomedProgram starts a command that kills itself at a failpoint.
+func (e *env) doomedProgram(failpoint string, args ...string) *worker {
+	w := e.program(nil, failpoint, args...)
+	w.doomed = true
+	return w
 }
 
 // clockSkew has records stamped by clocks that are years off, ahead and behind.

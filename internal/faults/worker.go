@@ -15,8 +15,8 @@ import (
 type worker struct {
 	*process
 	env *env
-	// doomed says that it may end by SIGKILL.
-	doomed bool
+	// doomed says that it may end by SIGKILL, and mayFail that it may end with exit code 1.
+	doomed, mayFail bool
 	// told says that it was asked to end: asked twice it would end at once.
 	told bool
 }
@@ -32,11 +32,14 @@ func (e *env) armed(failpoint, action string, n int) *worker {
 }
 
 // workerWith starts a worker with some settings of its own.
-func (e *env) workerWith(s settings, failpoint string) *worker {
+func (e *env) workerWith(s settings, failpoint string) *worker { return e.program(s, failpoint, "run") }
+
+// program starts a worker or another command, which has to end by itself.
+func (e *env) program(s settings, failpoint string, args ...string) *worker {
 	e.Helper()
 	path, err := e.binary()
 	require.NoError(e, err)
-	p, err := startProcess(path, e.workerSettings().with(s), failpoint, "run")
+	p, err := startProcess(path, e.workerSettings().with(s), failpoint, args...)
 	require.NoError(e, err)
 	w := &worker{process: p, env: e}
 	e.workers = append(e.workers, w)
@@ -45,7 +48,7 @@ func (e *env) workerWith(s settings, failpoint string) *worker {
 			e.Errorf("%v", err)
 		}
 		if e.Failed() {
-			e.Logf("worker %d (%s):\n%s", w.pid, failpoint, w.log.tail())
+			e.Logf("%s %d (%s):\n%s", args[0], w.pid, failpoint, w.log.tail())
 		}
 	})
 	return w
@@ -135,7 +138,7 @@ func (w *worker) stop() {
 // endedWell requires that it ended with exit code 0, or as it was doomed to.
 func (w *worker) endedWell() {
 	w.env.Helper()
-	if w.running() || w.state.ExitCode() != 0 && (!w.doomed || !w.killed()) {
+	if w.running() || w.state.ExitCode() != 0 && (!w.doomed || !w.killed()) && (!w.mayFail || w.state.ExitCode() != 1) {
 		w.env.Errorf("worker %d ended badly: %v\n%s", w.pid, w.state, w.log.tail())
 	}
 }

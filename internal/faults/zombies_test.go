@@ -12,7 +12,7 @@ var zombieScenarios = stopAt()
 
 func stopAt() (all []scenario) {
 	for _, failpoint := range append([]string{"consumer.claimed", "consumer.polled", "consumer.committing"}, storing...) {
-		all = append(all, scenario{name: "zombie/" + failpoint, rounds: 2, run: func(e *env) {
+		all = append(all, scenario{name: "zombie/" + failpoint, rounds: 6, run: func(e *env) {
 			e.build(world{})
 			e.produce(loadOptions{})
 			for range times(1, 3) {
@@ -25,8 +25,8 @@ func stopAt() (all []scenario) {
 		scenario{name: "zombie/consumer.revoked", run: zombieRevoking},
 		scenario{name: "zombie/consumer.stopping", run: zombieStopping},
 		scenario{name: "zombie/making-partitions", run: zombieMakingPartitions},
-		scenario{name: "zombie/any-moment", rounds: 2, run: zombieAnytime},
-		scenario{name: "zombie/brief", rounds: 2, run: zombieBrief},
+		scenario{name: "zombie/any-moment", rounds: 6, run: zombieAnytime},
+		scenario{name: "zombie/brief", rounds: 6, run: zombieBrief},
 	)
 }
 
