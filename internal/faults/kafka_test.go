@@ -2,6 +2,7 @@ package faults
 
 import (
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -20,6 +21,8 @@ var kafkaScenarios = []scenario{
 	{name: "kafka/leader-killed", alone: true, run: func(e *env) { leaderGone(e, (*testkit.Broker).Kill) }},
 	{name: "kafka/leader-frozen", alone: true, run: leaderFrozen},
 	{name: "kafka/rolling-bounce", alone: true, run: rollingBounce},
+	{name: "kafka/cluster-killed", alone: true, run: clusterKilled},
+	{name: "kafka/log-cut", alone: true, run: logCut},
 	{name: "kafka/topic-recreated", run: topicRecreated},
 	{name: "kafka/retention", run: retention},
 	{name: "kafka/retention-running", run: retentionRunning},
@@ -153,6 +156,64 @@ func rollingBounce(e *env) {
 		require.NoError(e, node.Restart(e.Context()))
 		e.awaitStored(50)
 	}
+	e.clean()
+}
+
+// clusterKilled kills all brokers at once and brings them back, as a power cut does. They come up one after the other, and at first don't know what they have.
+func clusterKilled(e *env) {
+	cluster := e.onCluster()
+	for range times(1, 2) {
+		e.awaitStored(50)
+		var all sync.WaitGroup
+		for _, node := range cluster.Nodes() {
+			require.NoError(e, node.Kill())
+		}
+		e.pass(2 * time.Second)
+		for _, node := range cluster.Nodes() {
+			all.Go(func() {
+				if err := node.Restart(e.Context()); err != nil {
+					e.Errorf("restart a broker: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		e.awaitStored(50)
+	}
+	e.clean()
+}
+
+// logCut has brokers lose records that were acknowledged and stored: an unclean election. That lane halts, the others go on, and once an operator accepts it
+// a successor begins where the log was cut.
+func logCut(e *env) {
+	cluster := e.suite.cluster.take(e)
+	e.build(world{seeds: cluster.Brokers(), replicas: 3, topic: map[string]string{"min.insync.replicas": "1", "unclean.leader.election.enable": "true"}})
+	nodes := cluster.Nodes()
+	require.NoError(e, cluster.Reassign(e.Context(), e.topic, 0, nodes[0], nodes[1]))
+	before := e.produce(loadOptions{})
+	w := e.worker()
+	e.awaitStored(200)
+	position := func() int64 {
+		return e.number(`SELECT next_offset FROM audit_lane WHERE topic = $1 AND partition = 0 AND state <> 'retired'`, e.topic)
+	}
+	require.NoError(e, nodes[1].Kill())
+	at := position()
+	e.eventually("what only one broker has is stored", func() bool { return position() > at+20 })
+	require.NoError(e, before.stop())
+	e.settled()
+	stood := position()
+	require.NoError(e, nodes[0].Kill())
+	require.NoError(e, nodes[1].Restart(e.Context()))
+	require.NoError(e, nodes[0].Restart(e.Context()))
+	e.eventually("the lane has halted", func() bool { return w.metric(e.Context(), "lanes_halted", "") == 1 })
+	e.allowed.cut = true
+	e.produce(loadOptions{})
+	e.awaitStored(100) // of the other lanes
+	require.Equal(e, stood, position(), "the lane has moved")
+	e.command("lanes", "accept", e.topic+"/0", "--reason", "the fault suite cut the log")
+	e.eventually("a successor goes on", func() bool {
+		return e.number(`SELECT count(*) FROM audit_lane WHERE partition = 0`) == 2 && e.number(`SELECT count(*) FROM audit_log JOIN audit_lane l USING (lane_id)
+			WHERE partition = 0 AND l.state <> 'retired'`) > 20
+	})
 	e.clean()
 }
 

@@ -1,6 +1,8 @@
 package faults
 
 import (
+	"crypto/sha256"
+	"slices"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -17,16 +19,18 @@ type ledger struct {
 	into incarnation
 
 	mu      sync.Mutex
-	records map[string]*record // by their bytes, which are unlike any other's
+	records map[[sha256.Size]byte]*record // by the hash of their bytes, which are unlike any other's
 	acked   int
 }
 
 func newLedger(into incarnation) *ledger {
-	return &ledger{into: into, records: map[string]*record{}}
+	return &ledger{into: into, records: map[[sha256.Size]byte]*record{}}
 }
 
 // identity tells a record by its bytes.
-func identity(r *kgo.Record) string { return string(r.Key) + "\x00\x00" + string(r.Value) }
+func identity(r *kgo.Record) [sha256.Size]byte {
+	return sha256.Sum256(slices.Concat(r.Key, []byte{0, 0}, r.Value))
+}
 
 // add notes a record before it is sent.
 func (l *ledger) add(r *record) {

@@ -27,6 +27,8 @@ type allowance struct {
 	gaps []string
 	// halted says that lanes may stand still, and so short of the end of their logs.
 	halted bool
+	// cut says that the brokers lose what they had acknowledged. Of that nothing need be stored, though it may have been before.
+	cut bool
 }
 
 // oracle compares what the brokers acknowledged with what the tables hold, lane by lane.
@@ -38,6 +40,7 @@ type oracle struct {
 	found findings
 	lanes map[int32]*lane
 	due   map[place]map[int64]*record // what has to be stored, by offset
+	lost  map[place]map[int64]*record // what brokers lost after they had acknowledged it
 	known map[string]*record          // by correlation ID
 	times map[*record]int             // how often each is stored
 }
@@ -66,7 +69,7 @@ type lane struct {
 
 // judge looks at the tables and returns what is wrong with them. logs must have been read when the positions had reached their ends.
 func judge(ctx context.Context, db querier, ledgers []*ledger, logs []*topicLog, allowed allowance) (*findings, error) {
-	o := &oracle{ledgers: ledgers, logs: logs, allowed: allowed, lanes: map[int32]*lane{}, due: map[place]map[int64]*record{}, known: map[string]*record{}, times: map[*record]int{}}
+	o := &oracle{ledgers: ledgers, logs: logs, allowed: allowed, lanes: map[int32]*lane{}, due: map[place]map[int64]*record{}, lost: map[place]map[int64]*record{}, known: map[string]*record{}, times: map[*record]int{}}
 	for _, l := range ledgers {
 		o.expect(l)
 	}
@@ -100,7 +103,10 @@ func (o *oracle) expect(l *ledger) {
 	put := func(partition int32, at int64, r *record) {
 		p := place{l.into, partition}
 		if o.due[p] == nil {
-			o.due[p] = map[int64]*record{}
+			o.due[p], o.lost[p] = map[int64]*record{}, map[int64]*record{}
+		}
+		if before := o.due[p][at]; before != nil && before != r {
+			o.lost[p][at] = before
 		}
 		o.due[p][at] = r
 	}
@@ -125,6 +131,8 @@ func (o *oracle) expect(l *ledger) {
 					o.found.add(brokers, p.String(), at, "%s was aborted, and is in the log", describe(r))
 				case have == nil && r.fate == acknowledged:
 					o.found.add(brokers, p.String(), at, "%s was acknowledged at offset %d, and is here", describe(r), r.offset)
+				case have != nil && have != r && o.allowed.cut:
+					put(n, at, r)
 				case have != nil && have != r:
 					o.found.add(brokers, p.String(), at, "holds %s, where %s was acknowledged", describe(r), describe(have))
 				case have == nil:
@@ -133,7 +141,9 @@ func (o *oracle) expect(l *ledger) {
 			}
 			for at, r := range o.due[p] {
 				if at >= lane.start && lane.records[at] == nil {
-					o.found.add(brokers, p.String(), at, "%s was acknowledged, and isn't in the log", describe(r))
+					if o.lost[p][at] = r; !o.allowed.cut {
+						o.found.add(brokers, p.String(), at, "%s was acknowledged, and isn't in the log", describe(r))
+					}
 					delete(o.due[p], at) // nothing that could be stored
 				}
 			}
@@ -212,6 +222,9 @@ func (o *oracle) stored(id int32, at int64, what string) (*lane, *record) {
 		o.found.add(gap, l.name, at, "a %s within a gap on record", what)
 	}
 	r := o.due[l.place][at]
+	if lost := o.lost[l.place][at]; l.state == "retired" && lost != nil {
+		r = lost
+	}
 	if r == nil {
 		o.found.add(invented, l.name, at, "a %s, and nothing was acknowledged here", what)
 	}
