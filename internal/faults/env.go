@@ -203,9 +203,6 @@ func (e *env) produce(o loadOptions) *load {
 	if o.rate == 0 {
 		o.rate = 200
 	}
-	if o.limit == 0 {
-		o.limit = 12_000
-	}
 	if r := &o.recipe; r.poison+r.late+r.refused == 0 && !r.skew && r.place == nil && r.refusedAt == nil {
 		o.recipe = recipe{poison: 0.03, late: 0.02}
 	}

@@ -74,19 +74,29 @@ func startLoad(ctx context.Context, l *ledger, tag string, seed uint64, o loadOp
 	return p, nil
 }
 
+// plenty is after how many events a load without a limit sends no more than a tenth of its rate: a scenario that takes long must neither drown nor starve.
+const plenty = 10_000
+
 // run sends until ctx ends or the limit is reached.
 func (p *load) run(ctx context.Context, o loadOptions) {
 	const step = 20 * time.Millisecond
 	each := max(1, o.rate*int(step)/int(time.Second))
 	tick := time.NewTicker(step)
 	defer tick.Stop()
-	for left := o.limit; left > 0; left -= each {
-		each = min(each, left)
+	sent := 0
+	for ticks := 0; o.limit == 0 || sent < o.limit; ticks++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		if o.limit == 0 && sent > plenty && ticks%10 != 0 {
+			continue
+		}
+		if o.limit > 0 {
+			each = min(each, o.limit-sent)
+		}
+		sent += each
 		if !o.transactional {
 			for range each {
 				p.send(p.events.invent(), false)
