@@ -186,7 +186,7 @@ func clusterKilled(e *env) {
 // a successor begins where the log was cut.
 func logCut(e *env) {
 	cluster := e.suite.cluster.take(e)
-	e.build(world{seeds: cluster.Brokers(), replicas: 3, topic: map[string]string{"min.insync.replicas": "1", "unclean.leader.election.enable": "true"}})
+	e.build(world{seeds: cluster.Brokers(), replicas: 3, topic: map[string]string{"min.insync.replicas": "1", "unclean.leader.election.enable": "true"}, rewinds: true})
 	nodes := cluster.Nodes()
 	require.NoError(e, cluster.Reassign(e.Context(), e.topic, 0, nodes[0], nodes[1]))
 	before := e.produce(loadOptions{})
