@@ -86,7 +86,7 @@ const claimPatience = 5 * time.Second
 
 // gonePatience is how long the brokers must go on not knowing a topic until its lanes halt for good: brokers that have just started, or have no quorum,
 // may not know what they have.
-var gonePatience = time.Minute // shorter in a test
+var gonePatience = 2 * time.Minute // shorter in a test
 
 // topicIDs asks the brokers for the IDs of topics, as long as ctx allows. unknown are those that they don't know for as long as patience.
 func (c *member) topicIDs(ctx context.Context, patience time.Duration, topics ...string) (ids map[string][16]byte, unknown map[string]error, ok bool) {
