@@ -21,16 +21,22 @@ import (
 )
 
 // assigned notes that the group took us in. The lanes come with claim, which knows their committed offsets.
-func (c *member) assigned(context.Context, *kgo.Client, map[string][]int32) {
+func (c *member) assigned(_ context.Context, _ *kgo.Client, added map[string][]int32) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.joined, c.brokersSeen = true, time.Now()
-	c.mu.Unlock()
+	for topic, partitions := range added {
+		for _, p := range partitions {
+			c.expected[laneKey{topic, p}] = true
+		}
+	}
 }
 
 // claim takes the lanes that the group assigned over in Postgres, and answers from where to fetch each. While the database is
 // away it waits: an error would tear the group's session down. When ctx ends the session is over already, and the error makes the client ask
 // again in the next one for the lanes that are still ours; without it they would stay assigned and never be fetched.
 func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	c.adoptForgotten(committed)
 	lanes := c.adopt(committed)
 	ids, unknown, ok := c.topicIDs(ctx, claimPatience, slices.Collect(maps.Keys(committed))...)
 	if !ok {
@@ -70,6 +76,10 @@ func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.O
 	for l, claim := range claims {
 		if err != nil || !c.start(l, claim) {
 			continue
+		}
+		// Kafka's offset is never above the position, unless the database has lost it since.
+		if _, known := c.noted.LoadAndDelete(claim.LaneID); !known && claim.Epoch > 1 && l.committed > claim.Next {
+			c.rewound(l, claim, l.committed)
 		}
 		if from[l.id.Topic] == nil {
 			from[l.id.Topic] = map[int32]kgo.Offset{}
@@ -115,6 +125,26 @@ func (c *member) topicIDs(ctx context.Context, patience time.Duration, topics ..
 
 // claimsAtOnce bounds the connections that claiming an assignment takes.
 const claimsAtOnce = 4
+
+// adoptForgotten halts the lanes that were assigned and come without a committed offset: the coordinator refused to tell it, and the client, which
+// doesn't ask again, will not fetch them. A look finds when they can be had.
+func (c *member) adoptForgotten(committed map[string]map[int32]kgo.Offset) {
+	forgotten := map[string]map[int32]kgo.Offset{}
+	c.mu.Lock()
+	for key := range c.expected {
+		if _, ok := committed[key.topic][key.partition]; !ok && c.lanes[key] == nil {
+			if forgotten[key.topic] == nil {
+				forgotten[key.topic] = map[int32]kgo.Offset{}
+			}
+			forgotten[key.topic][key.partition] = kgo.NewOffset().At(-1)
+		}
+	}
+	clear(c.expected)
+	c.mu.Unlock()
+	for _, l := range c.adopt(forgotten) {
+		c.halt(l, errors.New("the group's coordinator doesn't tell the committed offset: joining anew as soon as the topic can be had"))
+	}
+}
 
 // adopt makes the lanes of an assignment, which wait for their claims.
 func (c *member) adopt(committed map[string]map[int32]kgo.Offset) []*lane {
@@ -164,11 +194,21 @@ func (c *member) insist(ctx context.Context, what string, try func() error) bool
 // claimLane claims one lane, waiting out what passes, and making the lane known first where it is new.
 func (c *member) claimLane(ctx context.Context, l *lane, topicID [16]byte) (claim sink.Claim, final error) {
 	id := sink.Lane{Topic: l.id.Topic, TopicID: topicID, Partition: l.id.Partition}
+	giveUp := time.Now().Add(claimPatience)
 	ok := c.insist(ctx, "claim lane "+id.String(), func() error {
 		var err error
 		claim, err = c.sink.Claim(ctx, id, c.opts.Group, c.opts.Owner)
 		if errors.Is(err, sink.ErrUnregistered) {
-			if err = c.register(ctx, id); err == nil {
+			var starts []sink.Start
+			if starts, err = c.starts(ctx, id.Topic); err != nil && time.Now().After(giveUp) {
+				// Others don't wait for the brokers that lead this topic; a look finds when they are back.
+				final = &sink.RefusedError{Reason: "the topic is new, and not all of its partitions can be had: " + err.Error()}
+				return nil
+			}
+			if err == nil {
+				err = c.sink.Register(ctx, id.Topic, id.TopicID, c.opts.Group, starts)
+			}
+			if err == nil {
 				claim, err = c.sink.Claim(ctx, id, c.opts.Group, c.opts.Owner)
 			}
 		}
@@ -193,30 +233,31 @@ func (c *member) claimLane(ctx context.Context, l *lane, topicID [16]byte) (clai
 	return claim, final
 }
 
-// register makes all lanes of a topic known to Postgres, with where each begins: at what the group committed, else at the end
-// of the log that the settings name.
-func (c *member) register(ctx context.Context, lane sink.Lane) error {
-	topic := lane.Topic
+// starts tells where the lanes of a topic that Postgres doesn't know yet begin: at what the group committed, else at the end of the log that the
+// settings name.
+func (c *member) starts(ctx context.Context, topic string) ([]sink.Start, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
 	begins, err := c.admin.ListStartOffsets(ctx, topic)
 	if err == nil {
 		err = begins.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("list the start offsets of topic %q: %w", topic, err)
+		return nil, fmt.Errorf("list the start offsets of topic %q: %w", topic, err)
 	}
 	ends, err := c.admin.ListCommittedOffsets(ctx, topic)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("list the end offsets of topic %q: %w", topic, err)
+		return nil, fmt.Errorf("list the end offsets of topic %q: %w", topic, err)
 	}
 	committed, err := c.admin.FetchOffsetsForTopics(ctx, c.opts.Group, topic)
 	if err == nil {
 		err = committed.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("fetch the offsets that group %q committed for topic %q: %w", c.opts.Group, topic, err)
+		return nil, fmt.Errorf("fetch the offsets that group %q committed for topic %q: %w", c.opts.Group, topic, err)
 	}
 	var starts []sink.Start
 	begins.Each(func(begin kadm.ListedOffset) {
@@ -230,7 +271,7 @@ func (c *member) register(ctx context.Context, lane sink.Lane) error {
 		}
 		starts = append(starts, s)
 	})
-	return c.sink.Register(ctx, topic, lane.TopicID, c.opts.Group, starts)
+	return starts, nil
 }
 
 // start lets a claimed lane run. It reports false where the lane was given up meanwhile.

@@ -65,7 +65,7 @@ func (c *member) extent(ctx context.Context, l *lane, claim sink.Claim) (id [16]
 	ok = c.insist(ctx, "ask the brokers what they have of lane "+l.id.String(), func() error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		topicID, logs, err := kafka.Logs(ctx, c.admin, l.id.Topic, map[int32]int32{l.id.Partition: claim.LeaderEpoch})
+		topicID, logs, err := kafka.Logs(ctx, c.client, l.id.Topic, map[int32]int32{l.id.Partition: claim.LeaderEpoch})
 		if errors.Is(err, kerr.UnknownTopicOrPartition) && time.Now().After(giveUp) {
 			return nil
 		}
@@ -83,21 +83,25 @@ func topicGone(err error) error {
 	return fmt.Errorf("the topic was deleted, or deleted and created again, and nothing more of the old one is to be had (%w)", err)
 }
 
-// missing notes that the brokers don't tell the end of a lane's log, and halts the lane where they go on not knowing it: the client would keep that
-// to itself.
-func (c *member) missing(l *lane, err error, now time.Time) {
-	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.UnknownTopicID) {
-		return
-	}
+// missing notes that the brokers don't tell the end of a lane's log, for want of the topic, and halts the lane where they go on not knowing it: the
+// client would keep that to itself.
+func (c *member) missing(ctx context.Context, l *lane, now time.Time) {
 	l.mu.Lock()
-	if l.unknown.IsZero() {
+	if l.unknown.IsZero() || l.phase != running {
 		l.unknown = now
 	}
-	gone := now.Sub(l.unknown) >= gonePatience && l.phase == running
+	gone := now.Sub(l.unknown) >= gonePatience
 	l.mu.Unlock()
-	if gone {
-		c.halt(l, topicGone(kerr.UnknownTopicOrPartition))
+	if !gone {
+		return
 	}
+	// A partition without a leader may look the same there.
+	details, err := c.admin.ListTopics(ctx, l.id.Topic)
+	if err != nil || !errors.Is(details[l.id.Topic].Err, kerr.UnknownTopicOrPartition) {
+		l.found()
+		return
+	}
+	c.halt(l, topicGone(kerr.UnknownTopicOrPartition))
 }
 
 // found notes that the brokers know the lane.

@@ -23,7 +23,7 @@ var op = sink.Operation{Client: "tester", Reason: "because"}
 // logs is what the brokers have of the bed's topic.
 func (b *bed) logs() (id [16]byte, logs map[int32]sink.Log) {
 	b.Helper()
-	id, found, err := kafka.Logs(b.Context(), b.admin, b.topic, nil)
+	id, found, err := kafka.Logs(b.Context(), b.client, b.topic, nil)
 	require.NoError(b, err)
 	logs = map[int32]sink.Log{}
 	for partition, log := range found {
@@ -257,7 +257,7 @@ func TestBrokersLoseRecords(t *testing.T) {
 	require.Contains(t, lane.Reason, "the brokers lost records")
 	require.EqualValues(t, 100, lane.NextOffset)
 
-	_, logs, err := kafka.Logs(t.Context(), b.admin, b.topic, map[int32]int32{0: lane.LeaderEpoch})
+	_, logs, err := kafka.Logs(t.Context(), b.client, b.topic, map[int32]int32{0: lane.LeaderEpoch})
 	require.NoError(t, err)
 	require.Less(t, logs[0].Kept, int64(100))
 	_, err = sink.Accept(t.Context(), b.pool, lane, sink.Log{Start: logs[0].Start, Known: logs[0].Known()}, op)
@@ -318,7 +318,7 @@ func TestTopicDeletedForGood(t *testing.T) {
 
 	// An operator's word ends it, or a topic of that name begins anew.
 	b.broker.CreateTopic(t, gone, 1, nil)
-	id, found, err := kafka.Logs(t.Context(), b.admin, gone, nil)
+	id, found, err := kafka.Logs(t.Context(), b.client, gone, nil)
 	require.NoError(t, err)
 	lanes, err := sink.Lanes(t.Context(), b.pool)
 	require.NoError(t, err)

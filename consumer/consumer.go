@@ -5,6 +5,7 @@ package consumer
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,7 +46,8 @@ type Consumer struct {
 
 // New makes a consumer, which joins at once. client are the options of brokers, security and topics. Run must follow.
 func New(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger) (*Consumer, error) {
-	c := &Consumer{log: log, join: func() (*member, error) { return newMember(opts, client, s, m, log) }}
+	noted := &sync.Map{}
+	c := &Consumer{log: log, join: func() (*member, error) { return newMember(opts, client, s, m, log, noted) }}
 	first, err := c.join()
 	if err != nil {
 		return nil, err

@@ -46,7 +46,10 @@ func (c *member) measureLag(ctx context.Context) {
 	for _, l := range lanes {
 		end, ok := ends.Lookup(l.id.Topic, l.id.Partition)
 		if !ok || end.Err != nil {
-			c.missing(l, end.Err, time.Now())
+			// Where a broker is away, the partitions that it leads are missing too.
+			if whole := ends[l.id.Topic][-1].Err; errors.Is(end.Err, kerr.UnknownTopicOrPartition) || !ok && (err == nil || errors.Is(whole, kerr.UnknownTopicOrPartition)) {
+				c.missing(ctx, l, time.Now())
+			}
 			continue
 		}
 		l.found()

@@ -32,7 +32,9 @@ func (c *member) look(ctx context.Context) {
 	names := slices.Collect(maps.Keys(topics))
 	found, err := c.sink.InUse(ctx, names)
 	if err != nil {
-		c.log.Warn("the positions in Postgres can't be looked at", zap.Error(err))
+		if c.running.Err() == nil {
+			c.log.Warn("the positions in Postgres can't be looked at", zap.Error(err))
+		}
 		return
 	}
 	rows := map[laneKey]*sink.LaneStatus{}
@@ -46,10 +48,7 @@ func (c *member) look(ctx context.Context) {
 		case l.isHalted() && claim.Epoch == 0:
 			unclaimed = append(unclaimed, key)
 		case l.isHalted():
-			if row != nil && row.Group == c.opts.Group && row.State == "active" && (row.LaneID != claim.LaneID || row.Epoch != claim.Epoch) {
-				c.rejoin(l)
-				return
-			}
+			c.lookAtHalted(ctx, l, claim, row)
 		case row != nil && row.LaneID == claim.LaneID:
 			l.check(claim, row.Epoch, row.NextOffset, row.Owner)
 		case row != nil: // an operator accepted another log in its place
@@ -58,6 +57,19 @@ func (c *member) look(ctx context.Context) {
 	}
 	if len(unclaimed) > 0 {
 		c.lookAtUnclaimed(ctx, lanes, unclaimed, found)
+	}
+}
+
+// lookAtHalted has the group joined anew where an operator has let the lane, or another in its place, go on, or has given it up. Where the halt is not
+// on record (the database was away, or a failover lost it) it puts it there.
+func (c *member) lookAtHalted(ctx context.Context, l *lane, claim sink.Claim, row *sink.LaneStatus) {
+	switch {
+	case row == nil, row.Group == c.opts.Group && row.State == "active" && (row.LaneID != claim.LaneID || row.Epoch != claim.Epoch):
+		c.rejoin(l)
+	case row.State == "active" && row.LaneID == claim.LaneID:
+		if err := c.sink.Halt(ctx, claim, c.opts.Owner, l.reason()); err != nil {
+			c.log.Warn("the halt of a lane is not on record yet", zap.Stringer("lane", l.id), zap.Error(err))
+		}
 	}
 }
 
@@ -74,13 +86,18 @@ func (c *member) lookAtUnclaimed(ctx context.Context, lanes map[laneKey]*lane, u
 	}
 	for _, key := range unclaimed {
 		topic := details[key.topic]
-		free := topic.Err == nil && topic.Partitions[key.partition].Err == nil
+		_, exists := topic.Partitions[key.partition]
+		free, known := topic.Err == nil && exists && topic.Partitions[key.partition].Err == nil, false
 		for i := range found {
 			f := &found[i]
 			if f.Topic != key.topic {
 				continue
 			}
+			known = true
 			free = free && f.Group == c.opts.Group && f.TopicID == sink.TopicIDText(topic.ID) && (f.Partition != key.partition || f.State == "active")
+		}
+		for _, p := range topic.Partitions { // to become known, it needs all
+			free = free && (known || p.Err == nil)
 		}
 		if free {
 			c.rejoin(lanes[key])
@@ -91,6 +108,9 @@ func (c *member) lookAtUnclaimed(ctx context.Context, lanes map[laneKey]*lane, u
 
 // rejoin ends this membership, so that the next can claim a lane that has halted in this one.
 func (c *member) rejoin(l *lane) {
+	if c.lane(l.id.Topic, l.id.Partition) != l {
+		return // given up meanwhile
+	}
 	c.log.Info("a lane that had halted can be claimed again", zap.Stringer("lane", l.id))
 	c.fail(errRejoin)
 }

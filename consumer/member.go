@@ -50,8 +50,13 @@ type member struct {
 	metrics *metrics.Metrics
 	log     *zap.Logger
 
+	// noted are the IDs of lanes of which an earlier member of this worker has put on record that they were set back.
+	noted *sync.Map
+
 	mu    sync.Mutex
 	lanes map[laneKey]*lane
+	// expected are the lanes that the group assigned and that have not come with their committed offsets yet.
+	expected map[laneKey]bool
 	// joined says that the group has given an assignment, if only an empty one.
 	joined bool
 	// stopping says that no lane is taken over any more.
@@ -79,10 +84,10 @@ type member struct {
 }
 
 // newMember makes a group member, which joins at once. client are the options of brokers, security and topics. run must follow.
-func newMember(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger) (*member, error) {
+func newMember(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger, noted *sync.Map) (*member, error) {
 	c := &member{
-		opts: opts, sink: s, metrics: m, log: log,
-		lanes: map[laneKey]*lane{}, moves: make(chan *lane, 1024), failed: make(chan error, 1), freed: make(chan struct{}, 1),
+		opts: opts, sink: s, metrics: m, log: log, noted: noted,
+		lanes: map[laneKey]*lane{}, expected: map[laneKey]bool{}, moves: make(chan *lane, 1024), failed: make(chan error, 1), freed: make(chan struct{}, 1),
 	}
 	c.running, c.stop = context.WithCancel(context.Background())
 	kafkaClient, err := kgo.NewClient(append([]kgo.Opt{
@@ -331,8 +336,11 @@ func (c *member) tap(topic string, partition int32) func(open bool) {
 // ready is nil while the worker takes in events, else it says why it doesn't.
 func (c *member) ready() error {
 	c.mu.Lock()
-	joined, seen := c.joined, c.brokersSeen
+	joined, seen, stopping := c.joined, c.brokersSeen, c.stopping
 	c.mu.Unlock()
+	if stopping {
+		return errors.New("the worker is leaving the group")
+	}
 	if !joined {
 		return fmt.Errorf("consumer group %q is not joined yet", c.opts.Group)
 	}

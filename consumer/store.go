@@ -102,13 +102,8 @@ func (c *member) reclaim(ctx context.Context, l *lane, why error) bool {
 	switch {
 	case claim.LaneID != was.LaneID: // an operator accepted another log in its place
 	case claim.Next < was.Next:
-		c.metrics.Rewound.Inc()
-		c.log.Error("the lane was set back: fetching its records again", zap.Stringer("lane", l.id), zap.Int64("was", was.Next), zap.Int64("position", claim.Next))
-		if !c.insist(ctx, "put on record that lane "+l.id.String()+" was set back", func() error {
-			return c.sink.Rewound(ctx, claim, was.Next, c.opts.Owner, "the position was set back (a failover or a restore that lost transactions, or lanes reset): its records are fetched again")
-		}) {
-			return false
-		}
+		c.rewound(l, claim, was.Next)
+		c.noted.Store(claim.LaneID, true)
 	default:
 		return c.continueAt(ctx, l, claim)
 	}
@@ -116,6 +111,19 @@ func (c *member) reclaim(ctx context.Context, l *lane, why error) bool {
 	// begin further back.
 	c.fail(errRejoin)
 	return false
+}
+
+// rewound says that the database stands behind what was stored, and puts it on record: also where this membership ends meanwhile, since other lanes
+// were set back too.
+func (c *member) rewound(l *lane, claim sink.Claim, was int64) {
+	c.metrics.Rewound.Inc()
+	c.log.Error("the lane was set back: fetching its records again", zap.Stringer("lane", l.id), zap.Int64("was", was), zap.Int64("position", claim.Next))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := c.sink.Rewound(ctx, claim, was, c.opts.Owner, "the position was set back (a failover or a restore that lost transactions, or lanes reset): its records are fetched again")
+	if err != nil {
+		c.log.Error("that the lane was set back is not on record", zap.Stringer("lane", l.id), zap.Error(err))
+	}
 }
 
 // continueAt has a lane that waits fetched from where a claim says, which isn't below where it was. The log up to there must be the one that was

@@ -153,7 +153,7 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 	}
 	defer conn.Release()
 	gaps := 0
-	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{BeginQuery: begin}, func(tx pgx.Tx) (err error) {
 		gaps = 0
 		// One at a time: of two workers that meet a new topic at once, the second must find all its lanes.
 		if err := lockTopic(ctx, tx, topic); err != nil {
@@ -169,8 +169,12 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 		}
 		for _, start := range starts {
 			begin := max(start.Offset, start.LogStart)
+			var ended int64
 			if known {
-				begin = start.LogStart
+				if ended, err = endOfRetired(ctx, tx, topic, id, start.Partition); err != nil {
+					return err
+				}
+				begin = max(ended, start.LogStart)
 			}
 			var lane int32
 			err := tx.QueryRow(ctx, `
@@ -186,7 +190,7 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 			kind, from, to := "start", start.LogStart, begin
 			switch {
 			case known: // all of it was to be taken
-				kind, from, to = GapRetention, 0, start.LogStart
+				kind, from, to = GapRetention, ended, begin
 			case start.Offset < start.LogStart:
 				kind, from, to = GapRetention, start.Offset, start.LogStart
 			}
@@ -211,6 +215,17 @@ func (s *Sink) Register(ctx context.Context, topic string, topicID [16]byte, gro
 	}
 	s.metrics.Gaps.Add(float64(gaps))
 	return nil
+}
+
+// endOfRetired returns where the newest retired lane of the same log ended, 0 where there is none: what is before that is stored. An operator may
+// have taken a topic for gone that wasn't.
+func endOfRetired(ctx context.Context, tx pgx.Tx, topic string, id pgtype.UUID, partition int32) (end int64, err error) {
+	err = tx.QueryRow(ctx, `SELECT next_offset FROM audit_lane WHERE topic = $1 AND topic_id = $2 AND partition = $3 AND state = 'retired' ORDER BY lane_id DESC LIMIT 1`,
+		topic, id, partition).Scan(&end)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	return end, err
 }
 
 // Halt puts on record that a lane stands still, and why: nobody can claim it until an operator accepts or resets it. It is void when the

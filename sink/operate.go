@@ -88,18 +88,23 @@ func AcceptTopic(ctx context.Context, pool *postgres.Pool, old []LaneStatus, top
 		}
 		successors := map[int32]Outcome{}
 		for partition, log := range starts {
-			o := Outcome{NextOffset: log.Start}
-			err := tx.QueryRow(ctx, `
-				INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, next_offset) VALUES ($1, $2, $3, $4, $5) RETURNING lane_id`,
-				topic, pgtype.UUID{Bytes: topicID, Valid: true}, partition, group, log.Start).Scan(&o.Successor)
+			id := pgtype.UUID{Bytes: topicID, Valid: true}
+			ended, err := endOfRetired(ctx, tx, topic, id, partition)
 			if err != nil {
 				return err
 			}
-			if err := note(ctx, tx, o.Successor, "accepted", log.Start, log.Start, op); err != nil {
+			o := Outcome{NextOffset: max(log.Start, ended)}
+			err = tx.QueryRow(ctx, `
+				INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, next_offset) VALUES ($1, $2, $3, $4, $5) RETURNING lane_id`,
+				topic, id, partition, group, o.NextOffset).Scan(&o.Successor)
+			if err != nil {
 				return err
 			}
-			if log.Start > 0 { // retention was faster than us
-				if _, err := tx.Exec(ctx, insertGap, o.Successor, GapRetention, 0, log.Start); err != nil {
+			if err := note(ctx, tx, o.Successor, "accepted", o.NextOffset, o.NextOffset, op); err != nil {
+				return err
+			}
+			if log.Start > ended { // retention was faster than us
+				if _, err := tx.Exec(ctx, insertGap, o.Successor, GapRetention, ended, log.Start); err != nil {
 					return err
 				}
 			}

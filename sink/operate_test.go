@@ -149,3 +149,31 @@ func TestGapIsStoredOnce(t *testing.T) {
 		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap`))
 	})
 }
+
+// TestAcceptByMistake: a topic taken for gone, or for another, that is still the same is not stored a second time.
+func TestAcceptByMistake(t *testing.T) {
+	onBoth(t, func(b *bed) {
+		b.stored(10)
+		retire := func() {
+			_, err := sink.AcceptTopic(b.Context(), b.pool, []sink.LaneStatus{b.lane()}, [16]byte{}, nil, op)
+			require.NoError(b, err)
+		}
+		retire()
+		require.NoError(b, b.sink.Register(b.Context(), lane.Topic, lane.TopicID, "g", []sink.Start{{Partition: lane.Partition}}))
+		require.EqualValues(b, 10, b.lane().NextOffset)
+		c := b.claim()
+		_, err := b.sink.Append(b.Context(), batch(c, 5))
+		require.NoError(b, err)
+
+		_, err = sink.AcceptTopic(b.Context(), b.pool, []sink.LaneStatus{b.lane()}, [16]byte{9}, map[int32]sink.Log{3: {}}, op)
+		require.NoError(b, err)
+		_, err = sink.AcceptTopic(b.Context(), b.pool, []sink.LaneStatus{b.lane()}, lane.TopicID, map[int32]sink.Log{3: {Start: 2, Known: 40}}, op)
+		require.NoError(b, err)
+		require.EqualValues(b, 15, b.lane().NextOffset)
+		retire()
+		require.NoError(b, b.sink.Register(b.Context(), lane.Topic, lane.TopicID, "g", []sink.Start{{Partition: lane.Partition, Offset: 20, LogStart: 18}}))
+		require.EqualValues(b, 18, b.lane().NextOffset)
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap`))
+		require.EqualValues(b, 1, b.number(`SELECT count(*) FROM audit_gap WHERE kind = 'retention' AND from_offset = 15 AND to_offset = 18`))
+	})
+}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
@@ -59,7 +58,7 @@ A LANE is a lane's number, a topic, or TOPIC/PARTITION.
 
 What a move forward passes over goes on record as a gap of kind skipped. A move back
 over records that are stored is refused, since they would be stored twice: finding out
-reads all of audit_log, and the lane waits meanwhile.`,
+reads all of audit_log.`,
 		Args: lanesArgs(new(bool)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if to == "" {
@@ -90,7 +89,7 @@ func lanesArgs(all *bool) cobra.PositionalArgs {
 // laneChange is what lanes accept and reset work with.
 type laneChange struct {
 	pool   *postgres.Pool
-	broker *kadm.Client
+	broker *kgo.Client
 	op     sink.Operation
 	// lanes are those chosen; siblings are all in use of the topics of those.
 	lanes    []sink.LaneStatus
@@ -139,7 +138,7 @@ func changeLanes(cmd *cobra.Command, args []string, all, asJSON bool, reason str
 		return fmt.Errorf("make the Kafka client: %w", err)
 	}
 	defer client.Close()
-	s := &laneChange{pool: pool, broker: kadm.NewClient(client), op: sink.Operation{Client: operator(), Reason: reason}}
+	s := &laneChange{pool: pool, broker: client, op: sink.Operation{Client: operator(), Reason: reason}}
 	if err := s.choose(ctx, args, all); err != nil {
 		return postgres.Explain(err)
 	}
@@ -182,6 +181,9 @@ func names(arg string, l sink.LaneStatus) bool {
 	return arg == strconv.Itoa(int(l.LaneID)) || arg == l.Topic || arg == fmt.Sprintf("%s/%d", l.Topic, l.Partition)
 }
 
+// goneAsks is how often in a row the brokers must not know a topic that is taken for gone.
+const goneAsks = 5
+
 // ask asks the brokers what they have of the lanes' topics.
 func (s *laneChange) ask(ctx context.Context) {
 	s.topics = map[string]topicLogs{}
@@ -189,10 +191,20 @@ func (s *laneChange) ask(ctx context.Context) {
 		if _, ok := s.topics[lane.Topic]; ok {
 			continue
 		}
-		asking, cancel := context.WithTimeout(ctx, 30*time.Second)
-		id, _, err := kafka.Logs(asking, s.broker, lane.Topic, map[int32]int32{})
-		cancel()
-		s.topics[lane.Topic] = topicLogs{id: id, err: err}
+		var topic topicLogs
+		for range goneAsks { // a broker that has just started may not know its topics
+			asking, cancel := context.WithTimeout(ctx, 30*time.Second)
+			topic.id, _, topic.err = kafka.Logs(asking, s.broker, lane.Topic, map[int32]int32{})
+			cancel()
+			if !errors.Is(topic.err, kerr.UnknownTopicOrPartition) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+		s.topics[lane.Topic] = topic
 	}
 }
 

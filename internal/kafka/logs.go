@@ -2,11 +2,12 @@ package kafka
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Log is what the brokers have of one partition of a topic.
@@ -29,8 +30,9 @@ func (l Log) Known() int64 {
 // Logs asks the brokers for a topic's ID and what they have of its partitions: of those that epochs names, or of all where it is nil. epochs are
 // the leader epochs of the last records read, -1 where not known: from them the brokers tell how far their log is still the one that was read
 // (KIP-320).
-func Logs(ctx context.Context, client *kadm.Client, topic string, epochs map[int32]int32) (id [16]byte, logs map[int32]Log, err error) {
-	details, err := client.ListTopics(ctx, topic)
+func Logs(ctx context.Context, client *kgo.Client, topic string, epochs map[int32]int32) (id [16]byte, logs map[int32]Log, err error) {
+	admin := kadm.NewClient(client)
+	details, err := admin.ListTopics(ctx, topic)
 	if err == nil {
 		err = details[topic].Err
 	}
@@ -43,11 +45,14 @@ func Logs(ctx context.Context, client *kadm.Client, topic string, epochs map[int
 			epochs[partition] = -1
 		}
 	}
-	starts, err := listed(ctx, client.ListStartOffsets, topic, epochs)
+	if len(epochs) == 0 {
+		return details[topic].ID, map[int32]Log{}, nil
+	}
+	starts, err := listed(ctx, client, earliest, topic, epochs)
 	if err != nil {
 		return id, nil, fmt.Errorf("list the start offsets of topic %q: %w", topic, err)
 	}
-	ends, err := listed(ctx, client.ListEndOffsets, topic, epochs)
+	ends, err := listed(ctx, client, latest, topic, epochs)
 	if err != nil {
 		return id, nil, fmt.Errorf("list the end offsets of topic %q: %w", topic, err)
 	}
@@ -62,7 +67,7 @@ func Logs(ctx context.Context, client *kadm.Client, topic string, epochs map[int
 	if len(request) == 0 {
 		return details[topic].ID, logs, nil
 	}
-	kept, err := client.OffsetForLeaderEpoch(ctx, request)
+	kept, err := admin.OffsetForLeaderEpoch(ctx, request)
 	if err != nil {
 		return id, nil, fmt.Errorf("ask for the ends of the leader epochs of topic %q: %w", topic, err)
 	}
@@ -77,25 +82,41 @@ func Logs(ctx context.Context, client *kadm.Client, topic string, epochs map[int
 	return details[topic].ID, logs, nil
 }
 
-// listed lists an offset of each of some partitions; what is wrong with others doesn't matter.
-func listed(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topic string, partitions map[int32]int32) (map[int32]int64, error) {
-	all, err := list(ctx, topic)
-	var partial *kadm.ShardErrors
-	if err != nil && (!errors.As(err, &partial) || partial.AllFailed) {
+// What ListOffsets takes in place of a timestamp (KIP-79).
+const (
+	latest   = -1
+	earliest = -2
+)
+
+// listed lists an offset of some partitions. Only their leaders are asked: what is wrong with others doesn't matter.
+func listed(ctx context.Context, client *kgo.Client, which int64, topic string, partitions map[int32]int32) (map[int32]int64, error) {
+	t := kmsg.NewListOffsetsRequestTopic()
+	t.Topic = topic
+	for partition := range partitions {
+		p := kmsg.NewListOffsetsRequestTopicPartition()
+		p.Partition, p.Timestamp = partition, which
+		t.Partitions = append(t.Partitions, p)
+	}
+	request := kmsg.NewPtrListOffsetsRequest()
+	request.ReplicaID = -1 // a consumer
+	request.Topics = append(request.Topics, t)
+	response, err := request.RequestWith(ctx, client)
+	if err != nil {
 		return nil, err
 	}
 	offsets := map[int32]int64{}
+	for _, t := range response.Topics {
+		for _, p := range t.Partitions {
+			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
+				return nil, fmt.Errorf("partition %d: %w", p.Partition, err)
+			}
+			offsets[p.Partition] = p.Offset
+		}
+	}
 	for partition := range partitions {
-		o, ok := all.Lookup(topic, partition)
-		switch {
-		case ok && o.Err != nil:
-			return nil, fmt.Errorf("partition %d: %w", partition, o.Err)
-		case !ok && err != nil:
-			return nil, err
-		case !ok:
+		if _, ok := offsets[partition]; !ok {
 			return nil, fmt.Errorf("partition %d: %w", partition, kerr.UnknownTopicOrPartition)
 		}
-		offsets[partition] = o.Offset
 	}
 	return offsets, nil
 }
