@@ -34,6 +34,7 @@ const patience = 60 * time.Second
 type bed struct {
 	*testing.T
 	broker       *testkit.Broker
+	seeds        []string
 	topic, group string
 	url          string
 	pool         *postgres.Pool // the test's own, not the workers'
@@ -43,20 +44,26 @@ type bed struct {
 }
 
 func newBed(t *testing.T, broker *testkit.Broker, url string, lanes int32) *bed {
-	b := &bed{T: t, broker: broker, topic: testkit.Name(t), group: testkit.Name(t), url: url}
+	b := &bed{T: t, broker: broker, seeds: broker.Brokers(), topic: testkit.Name(t), group: testkit.Name(t), url: url}
 	broker.CreateTopic(t, b.topic, lanes, nil)
-	_, err := migrations.Apply(t.Context(), url)
-	require.NoError(t, err)
-	b.pool, err = postgres.Open(t.Context(), postgres.Options{URL: url, MaxConns: 2, Prepared: true})
-	require.NoError(t, err)
-	t.Cleanup(b.pool.Close)
-	_, err = partitions.Ensure(t.Context(), b.pool.Pool, time.Now(), 1)
-	require.NoError(t, err)
-	b.client, err = kgo.NewClient(kgo.SeedBrokers(broker.Brokers()...), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
+	b.prepare()
+	var err error
+	b.client, err = kgo.NewClient(kgo.SeedBrokers(b.seeds...), kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
 	require.NoError(t, err)
 	t.Cleanup(b.client.Close)
 	b.admin = kadm.NewClient(b.client)
 	return b
+}
+
+// prepare makes the database ready.
+func (b *bed) prepare() {
+	_, err := migrations.Apply(b.Context(), b.url)
+	require.NoError(b, err)
+	b.pool, err = postgres.Open(b.Context(), postgres.Options{URL: b.url, MaxConns: 2, Prepared: true})
+	require.NoError(b, err)
+	b.Cleanup(b.pool.Close)
+	_, err = partitions.Ensure(b.Context(), b.pool.Pool, time.Now(), 1)
+	require.NoError(b, err)
 }
 
 // event makes the next event, numbered.
@@ -93,9 +100,7 @@ func (b *bed) options() consumer.Options {
 }
 
 func (b *bed) start(opts consumer.Options, topics ...kgo.Opt) *worker {
-	if len(topics) == 0 {
-		topics = []kgo.Opt{kgo.ConsumeTopics(b.topic)}
-	}
+	topics = append([]kgo.Opt{kgo.ConsumeTopics(b.topic)}, topics...)
 	w := &worker{bed: b, metrics: metrics.New("test", event.Reasons()), done: make(chan error, 1)}
 	pool, err := postgres.Open(b.Context(), postgres.Options{URL: b.url, MaxConns: 8, Prepared: true, AcquireTimeout: 2 * time.Second})
 	require.NoError(b, err)
@@ -105,7 +110,7 @@ func (b *bed) start(opts consumer.Options, topics ...kgo.Opt) *worker {
 		return nil, err
 	}
 	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour}, ensure, w.metrics, log)
-	w.Consumer, err = consumer.New(opts, append(topics, kgo.SeedBrokers(b.broker.Brokers()...), kgo.MetadataMinAge(100*time.Millisecond),
+	w.Consumer, err = consumer.New(opts, append(topics, kgo.SeedBrokers(b.seeds...), kgo.MetadataMinAge(100*time.Millisecond),
 		kgo.MetadataMaxAge(2*time.Second)), s, w.metrics, log)
 	require.NoError(b, err)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.Context()))
