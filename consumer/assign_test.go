@@ -75,8 +75,8 @@ func TestCommittedOffsetRefused(t *testing.T) {
 		if refused.Add(1) > 5 {
 			return nil, nil, false
 		}
-		req := kreq.(*kmsg.OffsetFetchRequest)
-		resp := req.ResponseKind().(*kmsg.OffsetFetchResponse)
+		req, _ := kreq.(*kmsg.OffsetFetchRequest)
+		resp, _ := req.ResponseKind().(*kmsg.OffsetFetchResponse)
 		g := kmsg.NewOffsetFetchResponseGroup()
 		g.Group = req.Groups[0].Group
 		for _, topic := range req.Groups[0].Topics {
