@@ -86,7 +86,7 @@ func killedDrainingRevoked(e *env) {
 			victim := e.workerWith(hoarding, step+"=kill@1")
 			victim.doomed = true
 			victim.awaitLanes(int64(e.lanes))
-			e.awaitAcked(20)
+			victim.awaitConsumed(100) // some of each lane
 			second := e.worker()
 			victim.died()
 			second.awaitLanes(int64(e.lanes))
@@ -105,7 +105,7 @@ func killedDrainingStopped(e *env) {
 			victim := e.workerWith(hoarding, step+"=kill@1")
 			victim.doomed = true
 			victim.awaitLanes(int64(e.lanes))
-			e.awaitAcked(20)
+			victim.awaitConsumed(100) // some of each lane
 			victim.terminate()
 			victim.died()
 		}

@@ -75,6 +75,12 @@ func (w *worker) awaitLanes(n int64) {
 	})
 }
 
+// awaitConsumed waits until it has taken in so many records.
+func (w *worker) awaitConsumed(n float64) {
+	w.env.Helper()
+	w.env.eventually("it has taken records in", func() bool { return w.metric(w.env.Context(), "records_consumed_total", "") >= n || !w.running() })
+}
+
 // kill kills it, as the kernel does with one that takes too much memory.
 func (w *worker) kill() {
 	w.env.Helper()
