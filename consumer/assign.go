@@ -78,8 +78,9 @@ func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.O
 			continue
 		}
 		// Kafka's offset is never above the position, unless the database has lost it since.
-		if _, known := c.noted.LoadAndDelete(claim.LaneID); !known && claim.Epoch > 1 && l.committed > claim.Next {
-			c.rewound(l, claim, l.committed)
+		was := committed[l.id.Topic][l.id.Partition].EpochOffset().Offset
+		if _, known := c.noted.LoadAndDelete(claim.LaneID); !known && claim.Epoch > 1 && was > claim.Next {
+			c.rewound(l, claim, was)
 		}
 		if from[l.id.Topic] == nil {
 			from[l.id.Topic] = map[int32]kgo.Offset{}
