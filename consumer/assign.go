@@ -22,6 +22,7 @@ import (
 
 // assigned notes that the group took us in. The lanes come with claim, which knows their committed offsets.
 func (c *member) assigned(_ context.Context, _ *kgo.Client, added map[string][]int32) {
+	<-c.made
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.joined, c.brokersSeen = true, time.Now()
@@ -36,6 +37,7 @@ func (c *member) assigned(_ context.Context, _ *kgo.Client, added map[string][]i
 // away it waits: an error would tear the group's session down. When ctx ends the session is over already, and the error makes the client ask
 // again in the next one for the lanes that are still ours; without it they would stay assigned and never be fetched.
 func (c *member) claim(ctx context.Context, committed map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	<-c.made
 	c.adoptForgotten(committed)
 	lanes := c.adopt(committed)
 	ids, unknown, ok := c.topicIDs(ctx, claimPatience, slices.Collect(maps.Keys(committed))...)
@@ -296,12 +298,14 @@ func (c *member) start(l *lane, claim sink.Claim) bool {
 
 // revoked gives lanes up in good order: what is buffered is stored and committed first, as far as time allows.
 func (c *member) revoked(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+	<-c.made
 	failpoint.Hit("consumer.revoked")
 	c.drain(c.named(partitions))
 }
 
 // lost gives lanes up that are somebody else's already: nothing of them is stored or committed any more.
 func (c *member) lost(_ context.Context, _ *kgo.Client, partitions map[string][]int32) {
+	<-c.made
 	c.mu.Lock()
 	c.joined = false // until the next assignment
 	c.mu.Unlock()

@@ -50,6 +50,8 @@ type member struct {
 	metrics *metrics.Metrics
 	log     *zap.Logger
 
+	// made is closed once client and admin are set. The client's callbacks wait for that, since they may come before it has been returned.
+	made chan struct{}
 	// noted are the IDs of lanes of which an earlier member of this worker has put on record that they were set back.
 	noted *sync.Map
 
@@ -86,7 +88,7 @@ type member struct {
 // newMember makes a group member, which joins at once. client are the options of brokers, security and topics. run must follow.
 func newMember(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics, log *zap.Logger, noted *sync.Map) (*member, error) {
 	c := &member{
-		opts: opts, sink: s, metrics: m, log: log, noted: noted,
+		opts: opts, sink: s, metrics: m, log: log, noted: noted, made: make(chan struct{}),
 		lanes: map[laneKey]*lane{}, expected: map[laneKey]bool{}, moves: make(chan *lane, 1024), failed: make(chan error, 1), freed: make(chan struct{}, 1),
 	}
 	c.running, c.stop = context.WithCancel(context.Background())
@@ -119,6 +121,7 @@ func newMember(opts Options, client []kgo.Opt, s *sink.Sink, m *metrics.Metrics,
 		return nil, fmt.Errorf("make the Kafka client: %w", err)
 	}
 	c.client, c.admin = kafkaClient, kadm.NewClient(kafkaClient)
+	close(c.made)
 	return c, nil
 }
 
