@@ -55,7 +55,15 @@ type Config struct {
 	FlushInterval time.Duration `envconfig:"FLUSH_INTERVAL" default:"500ms" min:"1ms" desc:"Age at which a lane's batch is stored"`
 	BufferBytes   Size          `envconfig:"BUFFER_BYTES" default:"32MiB" min:"1" desc:"Bytes of records held in memory, shared out among the lanes; a lane over its share pauses"`
 
-	PartitionAhead int `envconfig:"PARTITION_AHEAD" default:"6" min:"1" max:"120" desc:"Months for which partitions are created ahead, besides the current one"`
+	PartitionInterval string `envconfig:"PARTITION_INTERVAL" default:"month" oneof:"month|day" desc:"How long a partition is that is created ahead of time, in UTC"`
+	PartitionAhead    int    `envconfig:"PARTITION_AHEAD" default:"6" min:"1" max:"120" desc:"Intervals for which partitions are created ahead, besides the current one"`
+
+	RetentionEnforce   bool `envconfig:"RETENTION_ENFORCE" default:"false" desc:"Remove what has expired by audit_retention_policy and is under no legal hold; false only tells what would go (auditsink partitions plan)"`
+	RetentionMinDays   int  `envconfig:"RETENTION_MIN_DAYS" default:"30" min:"1" max:"36500" desc:"Days for which every event is kept, whatever its policy says"`
+	RetentionGraceDays int  `envconfig:"RETENTION_GRACE_DAYS" default:"7" min:"0" max:"3650" desc:"Days between the detaching of an expired partition and its drop, during which auditsink partitions restore attaches it again"`
+
+	LeaderLease         time.Duration `envconfig:"LEADER_LEASE" default:"30s" min:"1s" max:"1h" desc:"Time after which another replica does maintenance in place of one that has crashed"`
+	MaintenanceInterval time.Duration `envconfig:"MAINTENANCE_INTERVAL" default:"10m" min:"100ms" max:"24h" desc:"Time between two rounds of the leader's maintenance of partitions"`
 
 	EventMaxBytes        Size   `envconfig:"EVENT_MAX_BYTES" default:"1MiB" min:"1" max:"1GiB" desc:"Largest record taken; a larger one is quarantined as too_large"`
 	EventSignatureKey    Secret `envconfig:"EVENT_SIGNATURE_KEY" desc:"HMAC key of the producers' signatures; empty leaves signatures unchecked"`

@@ -34,7 +34,8 @@ func TestDefaultValues(t *testing.T) {
 		PoolMinConns:     2, PoolMaxConns: 20, PoolIdleTimeout: 30 * time.Second, PoolAcquireTimeout: 10 * time.Second,
 		PoolRetryAttempts: 3, PoolRetryDelay: time.Second,
 		FlushRows: 5000, FlushBytes: 8 << 20, FlushInterval: 500 * time.Millisecond, BufferBytes: 32 << 20,
-		PartitionAhead: 6, EventMaxBytes: 1 << 20, RetentionHorizonDays: 2555,
+		PartitionInterval: "month", PartitionAhead: 6, RetentionMinDays: 30, RetentionGraceDays: 7,
+		LeaderLease: 30 * time.Second, MaintenanceInterval: 10 * time.Minute, EventMaxBytes: 1 << 20, RetentionHorizonDays: 2555,
 		HTTPAddr: "127.0.0.1:9464", ShutdownTimeout: 30 * time.Second, LogLevel: "info", LogFormat: "json",
 	}, Default())
 }

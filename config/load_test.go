@@ -31,7 +31,9 @@ func TestLoadReadsEverything(t *testing.T) {
 		"AUDITSINK_POOL_MIN_CONNS": "0", "AUDITSINK_POOL_MAX_CONNS": "1", "AUDITSINK_POOL_IDLE_TIMEOUT": "1m",
 		"AUDITSINK_POOL_ACQUIRE_TIMEOUT": "2s", "AUDITSINK_POOL_RETRY_ATTEMPTS": "4", "AUDITSINK_POOL_RETRY_DELAY": "3s",
 		"AUDITSINK_FLUSH_ROWS": "10", "AUDITSINK_FLUSH_BYTES": "2MB", "AUDITSINK_FLUSH_INTERVAL": "1ms", "AUDITSINK_BUFFER_BYTES": "2000000",
-		"AUDITSINK_PARTITION_AHEAD": "12", "AUDITSINK_EVENT_MAX_BYTES": "1KiB", "AUDITSINK_EVENT_SIGNATURE_KEY": "key",
+		"AUDITSINK_PARTITION_INTERVAL": "day", "AUDITSINK_PARTITION_AHEAD": "12", "AUDITSINK_RETENTION_ENFORCE": "true",
+		"AUDITSINK_RETENTION_MIN_DAYS": "40", "AUDITSINK_RETENTION_GRACE_DAYS": "3", "AUDITSINK_LEADER_LEASE": "5s", "AUDITSINK_MAINTENANCE_INTERVAL": "1m",
+		"AUDITSINK_EVENT_MAX_BYTES": "1KiB", "AUDITSINK_EVENT_SIGNATURE_KEY": "key",
 		"AUDITSINK_RETENTION_HORIZON_DAYS": "30", "AUDITSINK_HTTP_ADDR": ":0", "AUDITSINK_SHUTDOWN_TIMEOUT": "5s",
 		"AUDITSINK_LOG_LEVEL": "debug", "AUDITSINK_LOG_FORMAT": "console",
 	})
@@ -45,7 +47,8 @@ func TestLoadReadsEverything(t *testing.T) {
 		PostgresURL: "postgres://u:p%40@h/d", PostgresMaintenanceURL: "host=h user=u", PostgresSSLMode: "verify-full",
 		PoolMaxConns: 1, PoolIdleTimeout: time.Minute, PoolAcquireTimeout: 2 * time.Second, PoolRetryAttempts: 4, PoolRetryDelay: 3 * time.Second,
 		FlushRows: 10, FlushBytes: 2e6, FlushInterval: time.Millisecond, BufferBytes: 2e6,
-		PartitionAhead: 12, EventMaxBytes: 1024, EventSignatureKey: "key", RetentionHorizonDays: 30,
+		PartitionInterval: "day", PartitionAhead: 12, RetentionEnforce: true, RetentionMinDays: 40, RetentionGraceDays: 3,
+		LeaderLease: 5 * time.Second, MaintenanceInterval: time.Minute, EventMaxBytes: 1024, EventSignatureKey: "key", RetentionHorizonDays: 30,
 		HTTPAddr: ":0", ShutdownTimeout: 5 * time.Second, LogLevel: "debug", LogFormat: "console",
 	}, cfg)
 }

@@ -62,7 +62,7 @@ func (b *bed) prepare() {
 	b.pool, err = postgres.Open(b.Context(), postgres.Options{URL: b.url, MaxConns: 2, Prepared: true})
 	require.NoError(b, err)
 	b.Cleanup(b.pool.Close)
-	_, err = partitions.Ensure(b.Context(), b.pool.Pool, time.Now(), 1)
+	_, err = partitions.Ensure(b.Context(), b.pool.Pool, time.Now(), partitions.Schedule{Ahead: 1})
 	require.NoError(b, err)
 }
 
@@ -106,7 +106,7 @@ func (b *bed) start(opts consumer.Options, topics ...kgo.Opt) *worker {
 	require.NoError(b, err)
 	log := zaptest.NewLogger(b)
 	ensure := func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), 2555*24*time.Hour, months)
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), 2555*24*time.Hour, partitions.Schedule{}, months)
 		return nil, err
 	}
 	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour}, ensure, w.metrics, log)

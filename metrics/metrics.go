@@ -48,7 +48,12 @@ type Metrics struct {
 	TablePartitions prometheus.Gauge
 	// PartitionsReadyUntil is the upper bound of the last partition without a hole before it, in seconds since 1970.
 	PartitionsReadyUntil prometheus.Gauge
+	// Leader is 1 while this worker does maintenance; LeaderSince is since when, in seconds since 1970, and 0 while it doesn't.
+	Leader, LeaderSince prometheus.Gauge
+	// AlertActive is 1 for an alert that holds, by its name.
+	AlertActive *prometheus.GaugeVec
 
+	health                 health
 	lagRecords, lagSeconds *prometheus.GaugeVec
 }
 
@@ -91,6 +96,9 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		PoolAcquireSeconds:   histogram("db_pool_acquire_seconds", "Wait for a database connection.", prometheus.ExponentialBucketsRange(0.00001, 30, 18)),
 		TablePartitions:      gauge("table_partitions", "Partitions of audit_log."),
 		PartitionsReadyUntil: gauge("partitions_ready_until_timestamp_seconds", "End of the last partition without a hole before it."),
+		Leader:               gauge("leader", "1 while this worker does maintenance."),
+		LeaderSince:          gauge("leader_since_timestamp_seconds", "Since when this worker does maintenance, 0 while it doesn't."),
+		AlertActive:          prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "alert_active", Help: "1 for an alert that holds."}, []string{"alert"}),
 		lagRecords:           laneGauge("consumer_lag_records", "Records between the end of the log and the stored position."),
 		lagSeconds:           laneGauge("consumer_lag_seconds", "Age of the oldest record that is not stored yet."),
 	}
@@ -101,7 +109,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	}
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
-		m.TablePartitions, m.PartitionsReadyUntil, m.lagRecords, m.lagSeconds, build,
+		m.TablePartitions, m.PartitionsReadyUntil, m.Leader, m.LeaderSince, m.AlertActive, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -33,6 +33,7 @@ func full() *metrics.Metrics {
 	m := metrics.New("v1.2.3", event.Reasons())
 	m.WatchPool(func() metrics.PoolState { return metrics.PoolState{Idle: 1, Acquired: 2, Constructing: 3, Max: 20} })
 	m.FlushRetries.WithLabelValues("transient").Inc()
+	m.AlertActive.WithLabelValues("partitions_future").Set(1)
 	m.SetLag("events", 0, 5, 1500*time.Millisecond)
 	m.SetLag("events", 10, 7, time.Second)
 	return m
@@ -41,10 +42,10 @@ func full() *metrics.Metrics {
 // TestNames: the names, types and labels that dashboards rely on.
 func TestNames(t *testing.T) {
 	want := []string{
-		"buffered_bytes gauge", "build_info gauge", "consumer_lag_records gauge", "consumer_lag_seconds gauge",
+		"alert_active gauge", "buffered_bytes gauge", "build_info gauge", "consumer_lag_records gauge", "consumer_lag_seconds gauge",
 		"db_pool_acquire_seconds histogram", "db_pool_connections gauge", "end_to_end_latency_seconds histogram", "fenced_total counter",
 		"flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "lanes_halted gauge",
-		"lanes_owned gauge", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter", "records_consumed_total counter",
+		"lanes_owned gauge", "leader gauge", "leader_since_timestamp_seconds gauge", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter", "records_consumed_total counter",
 		"rewound_total counter", "rows_inserted_total counter", "table_partitions gauge",
 	}
 	body := text(t, full())

@@ -30,24 +30,26 @@ const limits = `SET LOCAL lock_timeout = '` + lockTimeout + `';
 	SET LOCAL idle_in_transaction_session_timeout = '5s';
 	SET LOCAL tcp_keepalives_idle = 5; SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3`
 
-// Ensure creates the missing partitions of the current month and the `ahead` months after it, in UTC, and returns what it
+// Ensure creates the missing partitions that a schedule wants, in UTC, and returns what it
 // created. Ingest goes on meanwhile. Any number of processes may call it at once. Where something holds a lock it needs,
 // it tries again for two minutes.
 //
 // It creates what it can: see [Plan] for the errors about the rest. The steps returned were committed, whatever the error.
-func Ensure(ctx context.Context, db *pgxpool.Pool, now time.Time, ahead int) ([]Step, error) {
-	return create(ctx, db, "ahead of time", func(c Catalog) ([]Step, error) { return Plan(now, c, ahead) })
+func Ensure(ctx context.Context, db *pgxpool.Pool, now time.Time, schedule Schedule) ([]Step, error) {
+	return create(ctx, db, "ahead of time", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule) })
 }
 
 // EnsureFor creates the missing partitions of the months of the given times, in UTC, and of the current month, like
 // [Ensure]. Times before the month of now−horizon or more than [Future] after now are refused with a [*RangeError], after
 // the partitions for the others were created.
-func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon time.Duration, times []time.Time) ([]Step, error) {
+func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon time.Duration, schedule Schedule, times []time.Time) ([]Step, error) {
 	allowed, refusal := allow(now, horizon, times)
 	if len(allowed) == 0 {
 		return nil, refusal
 	}
-	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, 0, allowed...) })
+	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) {
+		return Plan(now, c, Schedule{Interval: schedule.Interval}, allowed...)
+	})
 	return steps, errors.Join(err, refusal)
 }
 

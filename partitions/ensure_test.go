@@ -123,7 +123,7 @@ func TestEnsure(t *testing.T) {
 		t.Run(strings.Join(parameters, " "), func(t *testing.T) {
 			versions(t, func(t *testing.T, db string) {
 				pool := open(t, db, parameters...)
-				created, err := Ensure(t.Context(), pool, now, 6)
+				created, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 				require.NoError(t, err)
 				require.Equal(t, nextSeven, created)
 				got, err := List(t.Context(), pool)
@@ -132,7 +132,7 @@ func TestEnsure(t *testing.T) {
 				require.Equal(t, len(nextSeven), column[int](t, pool, `SELECT count(*) FROM audit_partition_event
 					WHERE kind = 'create' AND state = 'done' AND detail->>'why' = 'ahead of time' AND upper_bound > lower_bound`)[0])
 
-				created, err = Ensure(t.Context(), pool, now, 6)
+				created, err = Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 				require.NoError(t, err)
 				require.Empty(t, created)
 			})
@@ -144,7 +144,7 @@ func TestEnsure(t *testing.T) {
 func TestPartitionsAreLikeTheirParent(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		pool := open(t, db)
-		_, err := Ensure(t.Context(), pool, now, 6)
+		_, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 		require.NoError(t, err)
 		parents := column[string](t, pool, `SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'audit_log'::regclass AND indisvalid ORDER BY 1`)
 		require.Len(t, parents, 17)
@@ -187,7 +187,7 @@ func TestTenEnsureAtOnce(t *testing.T) {
 		for i := range created {
 			pool := open(t, db, "default_transaction_isolation", "repeatable read", "pool_max_conns", "1")
 			group.Go(func() (err error) {
-				created[i], err = Ensure(t.Context(), pool, now, 6)
+				created[i], err = Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 				return err
 			})
 		}
@@ -200,7 +200,7 @@ func TestTenEnsureAtOnce(t *testing.T) {
 func TestEnsureAndIngestDoNotWaitForEachOther(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		pool := open(t, db, "pool_max_conns", "10", "lock_timeout", "5s")
-		_, err := Ensure(t.Context(), pool, now, 0)
+		_, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 0})
 		require.NoError(t, err)
 
 		// Open transactions that have written and read.
@@ -211,7 +211,7 @@ func TestEnsureAndIngestDoNotWaitForEachOther(t *testing.T) {
 		require.Empty(t, column[int](t, reader, `SELECT 1 FROM audit_log`))
 		ctx, cancel := context.WithTimeout(t.Context(), testTimeout/2)
 		defer cancel()
-		created, err := Ensure(ctx, pool, now, 6)
+		created, err := Ensure(ctx, pool, now, Schedule{Ahead: 6})
 		require.NoError(t, err, "it must not wait for them")
 		require.Equal(t, nextSeven[1:], created)
 		insert(t, writer, "2026-12-25")
@@ -237,7 +237,7 @@ func TestEnsureTriesAgainWhileALockIsHeld(t *testing.T) {
 		exec(t, analyze, `LOCK TABLE audit_log IN SHARE UPDATE EXCLUSIVE MODE`)
 
 		var group errgroup.Group
-		group.Go(func() error { _, err := Ensure(t.Context(), pool, now, 6); return err })
+		group.Go(func() error { _, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 6}); return err })
 		first := ""
 		require.Eventually(t, func() bool {
 			first = column[string](t, pool, waiting)[0]
@@ -267,7 +267,7 @@ func TestEnsureTakesPartitionsOfOthers(t *testing.T) {
 				var group errgroup.Group
 				var created []Step
 				group.Go(func() (err error) {
-					created, err = Ensure(t.Context(), pool, now, 6)
+					created, err = Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 					return err
 				})
 				require.Eventually(t, func() bool { return column[string](t, pool, waiting)[0] != "" }, testTimeout, testTick)
@@ -283,14 +283,14 @@ func TestEnsureCreatesTheOthersWhenANameIsTaken(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		pool := open(t, db)
 		exec(t, pool, `CREATE VIEW audit_log_2027_02 AS SELECT 1`)
-		created, err := Ensure(t.Context(), pool, now, 6)
+		created, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 		var taken *NameTakenError
 		require.ErrorAs(t, err, &taken)
 		require.Equal(t, nextSeven[2], taken.Step)
 		require.Equal(t, slices.Concat(nextSeven[:2], nextSeven[3:]), created)
 
 		exec(t, pool, `DROP VIEW audit_log_2027_02`)
-		created, err = Ensure(t.Context(), pool, now, 6)
+		created, err = Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 		require.NoError(t, err)
 		require.Equal(t, nextSeven[2:3], created)
 	})
@@ -300,7 +300,7 @@ func TestEnsureFor(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		pool := open(t, db)
 		horizon := 365 * 24 * time.Hour
-		created, err := EnsureFor(t.Context(), pool, now, horizon, []time.Time{at("2026-02-28T23:59:59Z"), at("2025-12-01"), at("2027-01-02T23:30:00Z")})
+		created, err := EnsureFor(t.Context(), pool, now, horizon, Schedule{}, []time.Time{at("2026-02-28T23:59:59Z"), at("2025-12-01"), at("2027-01-02T23:30:00Z")})
 		require.NoError(t, err)
 		want := []Step{
 			step("audit_log_2025_12", "2025-12-01", "2026-01-01"), step("audit_log_2026_02", "2026-02-01", "2026-03-01"),
@@ -309,13 +309,13 @@ func TestEnsureFor(t *testing.T) {
 		require.Equal(t, want, created)
 
 		// What is refused is refused, and the rest done.
-		created, err = EnsureFor(t.Context(), pool, now, horizon, []time.Time{at("2025-11-30T23:59:59Z"), at("2026-03-01"), at("2027-01-02T23:30:01Z"), at("9999-01-01")})
+		created, err = EnsureFor(t.Context(), pool, now, horizon, Schedule{}, []time.Time{at("2025-11-30T23:59:59Z"), at("2026-03-01"), at("2027-01-02T23:30:01Z"), at("9999-01-01")})
 		var refusal *RangeError
 		require.ErrorAs(t, err, &refusal)
 		require.Equal(t, []time.Time{at("2025-11-30T23:59:59Z"), at("2027-01-02T23:30:01Z"), at("9999-01-01")}, refusal.Refused)
 		require.Equal(t, []Step{step("audit_log_2026_03", "2026-03-01", "2026-04-01")}, created)
 
-		created, err = EnsureFor(t.Context(), pool, now, horizon, []time.Time{at("1970-01-01")})
+		created, err = EnsureFor(t.Context(), pool, now, horizon, Schedule{}, []time.Time{at("1970-01-01")})
 		require.ErrorAs(t, err, &refusal)
 		require.Empty(t, created)
 		require.Len(t, column[string](t, pool, `SELECT partition_name FROM audit_partition_event WHERE detail->>'why' = 'on demand'`), 5)
@@ -341,11 +341,11 @@ func TestList(t *testing.T) {
 		require.Equal(t, want, got)
 
 		var def *DefaultPartitionError
-		_, err = Ensure(t.Context(), pool, now, 6)
+		_, err = Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 		require.ErrorAs(t, err, &def)
 		require.Equal(t, "rest", def.Name)
 		exec(t, pool, `DROP TABLE rest`)
-		created, err := Ensure(t.Context(), pool, now, 6)
+		created, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 		require.NoError(t, err)
 		require.Equal(t, []Step{{Name: "audit_log_2026_12", From: at("2026-12-01"), To: at("2026-12-01").Add(time.Microsecond)}}, created)
 	})
@@ -355,7 +355,7 @@ func TestList(t *testing.T) {
 func TestPendingDetach(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		pool := open(t, db, "pool_max_conns", "10")
-		_, err := Ensure(t.Context(), pool, now, 0)
+		_, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 0})
 		require.NoError(t, err)
 		reader := begin(t, pool)
 		require.Empty(t, column[int](t, reader, `SELECT 1 FROM audit_log`))
@@ -367,13 +367,13 @@ func TestPendingDetach(t *testing.T) {
 		got, err := List(t.Context(), pool)
 		require.NoError(t, err)
 		require.Equal(t, []Bounds{{Name: "audit_log_2026_12", From: at("2026-12-01"), To: at("2027-01-01"), Detaching: true}}, got)
-		created, err := Ensure(t.Context(), pool, now, 0)
+		created, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 0})
 		require.NoError(t, err)
 		require.Empty(t, created)
 
 		// Finished, it is a table with the name that the month's partition wants.
 		exec(t, pool, `ALTER TABLE audit_log DETACH PARTITION audit_log_2026_12 FINALIZE`)
-		_, err = Ensure(t.Context(), pool, now, 0)
+		_, err = Ensure(t.Context(), pool, now, Schedule{Ahead: 0})
 		var taken *NameTakenError
 		require.ErrorAs(t, err, &taken)
 	})
@@ -382,14 +382,14 @@ func TestPendingDetach(t *testing.T) {
 func TestEnsureWithoutWriting(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		standby := open(t, db, "default_transaction_read_only", "on")
-		_, err := Ensure(t.Context(), standby, now, 6)
+		_, err := Ensure(t.Context(), standby, now, Schedule{Ahead: 6})
 		var pg *pgconn.PgError
 		require.ErrorAs(t, err, &pg)
 		require.Equal(t, "25006", pg.Code)
 
-		_, err = Ensure(t.Context(), open(t, db), now, 6)
+		_, err = Ensure(t.Context(), open(t, db), now, Schedule{Ahead: 6})
 		require.NoError(t, err)
-		created, err := Ensure(t.Context(), standby, now, 6)
+		created, err := Ensure(t.Context(), standby, now, Schedule{Ahead: 6})
 		require.NoError(t, err, "nothing is missing, so nothing is written")
 		require.Empty(t, created)
 	})
@@ -405,7 +405,7 @@ func TestEnsureAndTheSQLFunctionAgree(t *testing.T) {
 
 		var group errgroup.Group
 		group.Go(func() error {
-			created, err := Ensure(t.Context(), pool, clock, 6)
+			created, err := Ensure(t.Context(), pool, clock, Schedule{Ahead: 6})
 			if len(created) > 0 {
 				return fmt.Errorf("created %v", created)
 			}
@@ -428,7 +428,7 @@ func TestEnsureStopsWithItsContext(t *testing.T) {
 	exec(t, holder, `SELECT pg_advisory_xact_lock($1)`, int64(lockID))
 	ctx, cancel := context.WithCancel(t.Context())
 	var group errgroup.Group
-	group.Go(func() error { _, err := Ensure(ctx, pool, now, 6); return err })
+	group.Go(func() error { _, err := Ensure(ctx, pool, now, Schedule{Ahead: 6}); return err })
 	require.Eventually(t, func() bool {
 		return column[bool](t, pool, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`)[0]
 	}, testTimeout, testTick)

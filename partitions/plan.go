@@ -62,7 +62,7 @@ func (e *DefaultPartitionError) Error() string {
 //
 // The error joins a [*NameTakenError] for every gap that stays because its name is taken (the steps are still good), or is
 // a [*DefaultPartitionError] (there are no steps).
-func Plan(now time.Time, catalog Catalog, ahead int, wanted ...time.Time) ([]Step, error) {
+func Plan(now time.Time, catalog Catalog, schedule Schedule, wanted ...time.Time) ([]Step, error) {
 	existing := slices.Clone(catalog.Partitions)
 	if i := slices.IndexFunc(existing, func(b Bounds) bool { return b.Default }); i >= 0 {
 		return nil, &DefaultPartitionError{Name: existing[i].Name}
@@ -81,7 +81,7 @@ func Plan(now time.Time, catalog Catalog, ahead int, wanted ...time.Time) ([]Ste
 
 	var steps []Step
 	var taken []error
-	for _, month := range months(now, ahead, wanted) {
+	for _, month := range months(now, schedule.Ahead, wanted) {
 		for _, gap := range gaps(month, month.AddDate(0, 1, 0), existing) {
 			gap.Name = freeName(gap.From, names)
 			if others[gap.Name] {

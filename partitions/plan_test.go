@@ -104,7 +104,7 @@ func TestPlan(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			steps, err := Plan(test.now, Catalog{Partitions: test.existing}, test.ahead, test.wanted...)
+			steps, err := Plan(test.now, Catalog{Partitions: test.existing}, Schedule{Ahead: test.ahead}, test.wanted...)
 			require.NoError(t, err)
 			require.Equal(t, test.want, steps)
 		})
@@ -112,7 +112,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestPlanNamesWhatIsInTheWay(t *testing.T) {
-	steps, err := Plan(at("2026-11-23"), Catalog{Others: []string{"audit_log_2026_12", "audit_log_2020_01"}}, 2)
+	steps, err := Plan(at("2026-11-23"), Catalog{Others: []string{"audit_log_2026_12", "audit_log_2020_01"}}, Schedule{Ahead: 2})
 	var taken *NameTakenError
 	require.ErrorAs(t, err, &taken)
 	require.Equal(t, step("audit_log_2026_12", "2026-12-01", "2027-01-01"), taken.Step)
@@ -124,7 +124,7 @@ func TestPlanNamesWhatIsInTheWay(t *testing.T) {
 }
 
 func TestPlanRefusesBesideADefaultPartition(t *testing.T) {
-	steps, err := Plan(at("2026-11-23"), Catalog{Partitions: []Bounds{{Name: "rest", Default: true}}}, 6)
+	steps, err := Plan(at("2026-11-23"), Catalog{Partitions: []Bounds{{Name: "rest", Default: true}}}, Schedule{Ahead: 6})
 	var def *DefaultPartitionError
 	require.ErrorAs(t, err, &def)
 	require.Equal(t, "rest", def.Name)
@@ -170,7 +170,7 @@ func TestPlanProperties(t *testing.T) {
 			}
 		}
 
-		steps, err := Plan(now, catalog, ahead, wanted...)
+		steps, err := Plan(now, catalog, Schedule{Ahead: ahead}, wanted...)
 		after := Catalog{Partitions: append([]Bounds(nil), catalog.Partitions...), Others: catalog.Others}
 		names := map[string]bool{}
 		for _, b := range catalog.Partitions {
@@ -195,7 +195,7 @@ func TestPlanProperties(t *testing.T) {
 			after.Partitions = append(after.Partitions, Bounds{Name: s.Name, From: s.From, To: s.To})
 		}
 
-		if again, _ := Plan(now, after, ahead, wanted...); len(again) != 0 {
+		if again, _ := Plan(now, after, Schedule{Ahead: ahead}, wanted...); len(again) != 0 {
 			t.Fatalf("still planned: %v", again)
 		}
 		if err != nil { // only names in the way may leave gaps

@@ -46,7 +46,7 @@ func newBed(t *testing.T, url string) *bed {
 	_, err := migrations.Apply(t.Context(), url)
 	require.NoError(t, err)
 	b.pool = b.open(url)
-	_, err = partitions.Ensure(t.Context(), b.pool.Pool, time.Now(), 1)
+	_, err = partitions.Ensure(t.Context(), b.pool.Pool, time.Now(), partitions.Schedule{Ahead: 1})
 	require.NoError(t, err)
 	b.sink = b.newSink(b.pool)
 	return b
@@ -75,7 +75,7 @@ func (b *bed) newSinkWith(pool *postgres.Pool, m *metrics.Metrics, log *zap.Logg
 // ensure is the sink's way to table partitions on demand.
 func (b *bed) ensure(ctx context.Context, months []time.Time) ([]time.Time, error) {
 	b.ensured.Add(1)
-	_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, months)
+	_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, partitions.Schedule{}, months)
 	var refused *partitions.RangeError
 	if errorsAs(err, &refused) {
 		return refused.Refused, nil

@@ -139,7 +139,7 @@ func (d *dev) runOn(ctx context.Context, stack *devstack.Stack) (devResult, erro
 		return devResult{}, err
 	}
 	defer pool.Close()
-	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), cfg.PartitionAhead); err != nil {
+	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg)); err != nil {
 		return devResult{}, postgres.Explain(err)
 	}
 	producer, err := kafka.NewProducer(cfg, log)

@@ -84,7 +84,7 @@ func migrate(ctx context.Context, cfg config.Config) ([]migrations.Migration, []
 	if err != nil {
 		return nil, nil, postgres.Explain(err)
 	}
-	created, err := partitions.Ensure(ctx, pool.Pool, time.Now(), cfg.PartitionAhead)
+	created, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
 	if err != nil {
 		return applied, created, fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
 	}

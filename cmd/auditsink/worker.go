@@ -173,6 +173,11 @@ func horizon(cfg config.Config) time.Duration {
 	return time.Duration(cfg.RetentionHorizonDays) * 24 * time.Hour
 }
 
+// schedule is which partitions there shall be ahead of time.
+func schedule(cfg config.Config) partitions.Schedule {
+	return partitions.Schedule{Interval: partitions.Interval(cfg.PartitionInterval), Ahead: cfg.PartitionAhead}
+}
+
 // owner names this process in audit_lane.
 func owner() string {
 	host, err := os.Hostname()
@@ -185,7 +190,7 @@ func owner() string {
 // lateMonths makes table partitions on demand, for late events.
 func lateMonths(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.EnsureFunc {
 	return func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), months)
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), schedule(cfg), months)
 		var refused *partitions.RangeError
 		if errors.As(err, &refused) {
 			return refused.Refused, nil
@@ -215,7 +220,7 @@ func keepPartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool,
 }
 
 func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) error {
-	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), cfg.PartitionAhead); err != nil {
+	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg)); err != nil {
 		return fmt.Errorf("ensure the table partitions: %w", err)
 	}
 	return countPartitions(ctx, pool, m)

@@ -53,7 +53,7 @@ func ensurePartitions(ctx context.Context, url string) error {
 	}
 	defer pool.Close()
 	// The events were made some minutes ago, maybe in another month.
-	_, err = partitions.Ensure(ctx, pool, time.Now().Add(-time.Hour), 2)
+	_, err = partitions.Ensure(ctx, pool, time.Now().Add(-time.Hour), partitions.Schedule{Ahead: 2})
 	return err
 }
 

@@ -36,7 +36,7 @@ func newBed(t *testing.T, version int, values ...string) *bed {
 	pool, err := postgres.Open(t.Context(), postgres.Options{URL: url, MaxConns: 4, Prepared: true})
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
-	_, err = partitions.Ensure(t.Context(), pool.Pool, time.Now(), 1)
+	_, err = partitions.Ensure(t.Context(), pool.Pool, time.Now(), partitions.Schedule{Ahead: 1})
 	require.NoError(t, err)
 	b := &bed{t, pool}
 	if len(values) == 0 {
@@ -44,7 +44,7 @@ func newBed(t *testing.T, version int, values ...string) *bed {
 	}
 	const horizon = 2555 * 24 * time.Hour
 	ensure := func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon, months)
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon, partitions.Schedule{}, months)
 		return nil, err
 	}
 	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(t))
@@ -159,7 +159,7 @@ func TestVerifyFinds(t *testing.T) {
 			b := &bed{t, b.pool}
 			b.exec(`CREATE TABLE IF NOT EXISTS kept AS SELECT * FROM audit_log`)
 			if c.name == "timestamp into another table partition" {
-				_, err := partitions.Ensure(t.Context(), b.pool.Pool, time.Now(), 3)
+				_, err := partitions.Ensure(t.Context(), b.pool.Pool, time.Now(), partitions.Schedule{Ahead: 3})
 				require.NoError(t, err)
 			}
 			b.exec(`UPDATE audit_log SET `+c.change+` WHERE lane_offset = $1`, c.offset)

@@ -1,0 +1,47 @@
+package partitions
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// ErrDeposed means that another leader has taken over: what was under way is rolled back, or will be finished by that one.
+var ErrDeposed = errors.New("another leader has taken over")
+
+// Term is one holder's time as the leader. Terms are counted by the database: of any two, the higher one rules.
+type Term struct {
+	Number int64
+	Holder string
+	Since  time.Time // by the database's clock
+}
+
+// confirm must be the last statement of a transaction that only the leader may carry out. Until its end nobody can take over: a leader
+// that was frozen, or whose lease ran out, rolls back with [ErrDeposed] instead of doing what its successor may have done already.
+func (t Term) confirm(ctx context.Context, tx pgx.Tx) error {
+	return t.ask(ctx, tx, `SELECT FROM audit_leader WHERE term = $1 AND holder = $2 FOR SHARE`)
+}
+
+// check tells whether the term still lasts, around statements that can't run in a transaction. Such a statement may come late all the
+// same, so it must be harmless to repeat.
+func (t Term) check(ctx context.Context, db querier) error {
+	return t.ask(ctx, db, `SELECT FROM audit_leader WHERE term = $1 AND holder = $2`)
+}
+
+func (t Term) ask(ctx context.Context, db querier, sql string) error {
+	rows, err := db.Query(ctx, sql, t.Number, t.Holder)
+	if err == nil {
+		lasts := rows.Next()
+		rows.Close()
+		if err = rows.Err(); err == nil && !lasts {
+			return ErrDeposed
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("confirm term %d: %w", t.Number, err)
+	}
+	return nil
+}
