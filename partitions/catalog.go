@@ -54,6 +54,10 @@ func read(ctx context.Context, db querier) (Catalog, error) {
 	if err != nil {
 		return Catalog{}, err
 	}
+	detached, err := listDetached(ctx, db)
+	if err != nil {
+		return Catalog{}, err
+	}
 	rows, err := db.Query(ctx, `
 		SELECT c.relname::text FROM pg_class parent
 		JOIN pg_class c ON c.relnamespace = parent.relnamespace
@@ -67,5 +71,32 @@ func read(ctx context.Context, db querier) (Catalog, error) {
 	if err != nil {
 		return Catalog{}, fmt.Errorf("read the names in use: %w", err)
 	}
-	return Catalog{Partitions: partitions, Others: others}, nil
+	others = slices.DeleteFunc(others, func(name string) bool {
+		return slices.ContainsFunc(detached, func(b Bounds) bool { return b.Name == name })
+	})
+	return Catalog{Partitions: partitions, Detached: detached, Others: others}, nil
+}
+
+// listDetached lists the partitions on their way out that are no longer attached, and not dropped yet.
+func listDetached(ctx context.Context, db querier) ([]Bounds, error) {
+	rows, err := db.Query(ctx, `
+		SELECT e.partition_name, e.lower_bound, e.upper_bound FROM pg_class parent
+		JOIN pg_class c ON c.relnamespace = parent.relnamespace AND c.relkind = 'r' AND NOT c.relispartition
+		JOIN audit_partition_event e ON e.partition_name = c.relname
+		WHERE parent.oid = 'audit_log'::regclass AND e.kind = 'drop' AND e.state IN ('verified', 'detached')
+		ORDER BY 2 NULLS FIRST, 1`)
+	if err != nil {
+		return nil, fmt.Errorf("read the partitions on their way out: %w", err)
+	}
+	detached, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Bounds, error) {
+		var b Bounds
+		var from, to *time.Time
+		err := row.Scan(&b.Name, &from, &to)
+		b.From, b.To = utc(from), utc(to)
+		return b, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the partitions on their way out: %w", err)
+	}
+	return detached, nil
 }

@@ -42,14 +42,19 @@ func Ensure(ctx context.Context, db *pgxpool.Pool, now time.Time, schedule Sched
 // EnsureFor creates the missing partitions of the months of the given times, in UTC, and of the current month, like
 // [Ensure]. Times before the month of now−horizon or more than [Future] after now are refused with a [*RangeError], after
 // the partitions for the others were created.
+//
+// With a schedule of days it creates what the months lack before today, and the days that events may come for by now: so the first instant of a
+// month will do as the time of whatever is in it.
 func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon time.Duration, schedule Schedule, times []time.Time) ([]Step, error) {
 	allowed, refusal := allow(now, horizon, times)
 	if len(allowed) == 0 {
 		return nil, refusal
 	}
-	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) {
-		return Plan(now, c, Schedule{Interval: schedule.Interval}, allowed...)
-	})
+	reach := Schedule{Interval: schedule.Interval}
+	if schedule.Interval == Day {
+		reach.Ahead = int(Future / (24 * time.Hour))
+	}
+	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, reach, allowed...) })
 	return steps, errors.Join(err, refusal)
 }
 

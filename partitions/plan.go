@@ -1,6 +1,6 @@
 // Package partitions keeps the partitions of audit_log: Plan decides what is missing, Ensure and EnsureFor create it.
 //
-// Bounds always come from the catalog, never from names; months are UTC months.
+// Bounds always come from the catalog, never from names; months and days are UTC's.
 package partitions
 
 import (
@@ -23,7 +23,8 @@ type Bounds struct {
 // Catalog is what Plan needs to know of the database.
 type Catalog struct {
 	Partitions []Bounds // in any order; they can't overlap
-	Others     []string // names like a partition's in the same schema, of relations that are not partitions of audit_log
+	Detached   []Bounds // partitions that were retired and can still be attached again: their ranges are kept free for them
+	Others     []string // names like a partition's in the same schema, of relations that are neither
 }
 
 // Step is one change: create the partition Name for timestamps in [From, To).
@@ -56,14 +57,17 @@ func (e *DefaultPartitionError) Error() string {
 	return fmt.Sprintf("audit_log has a DEFAULT partition, %s, beside which no partition can be created without stopping ingest: detach it", e.Name)
 }
 
-// Plan returns what is missing so that audit_log takes every timestamp of the current month, of the `ahead` months after
-// it, and of the months of the wanted times: at most one step for each gap in each of those months, by time. Where other
-// partitions cover a month in part, the steps are the gaps they leave, so that no step overlaps anything.
+// Plan returns what is missing so that audit_log takes every timestamp of the current interval, of the schedule.Ahead intervals after it, and
+// of the months of the wanted times: at most one step for each gap in each of those, by time. Where other partitions cover one in part, of
+// whatever shape they are, the steps are the gaps they leave, so that no step overlaps anything.
+//
+// History is made by the month whatever the schedule, so that one bad clock can't create thousands. With a schedule of days, a month that has begun ends
+// today for that purpose, and a wanted time from today on gets its day, so that history doesn't take the coming days' place.
 //
 // The error joins a [*NameTakenError] for every gap that stays because its name is taken (the steps are still good), or is
 // a [*DefaultPartitionError] (there are no steps).
 func Plan(now time.Time, catalog Catalog, schedule Schedule, wanted ...time.Time) ([]Step, error) {
-	existing := slices.Clone(catalog.Partitions)
+	existing := slices.Concat(catalog.Partitions, catalog.Detached)
 	if i := slices.IndexFunc(existing, func(b Bounds) bool { return b.Default }); i >= 0 {
 		return nil, &DefaultPartitionError{Name: existing[i].Name}
 	}
@@ -74,17 +78,12 @@ func Plan(now time.Time, catalog Catalog, schedule Schedule, wanted ...time.Time
 	for _, b := range existing {
 		names[b.Name] = true
 	}
-	others := make(map[string]bool, len(catalog.Others))
-	for _, name := range catalog.Others {
-		others[name] = true
-	}
-
 	var steps []Step
 	var taken []error
-	for _, month := range months(now, schedule.Ahead, wanted) {
-		for _, gap := range gaps(month, month.AddDate(0, 1, 0), existing) {
-			gap.Name = freeName(gap.From, names)
-			if others[gap.Name] {
+	for _, span := range spans(now, schedule, wanted) {
+		for _, gap := range gaps(span.from, span.to, existing) {
+			gap.Name = freeName(gap.From, span.interval, names)
+			if names[gap.Name] || slices.Contains(catalog.Others, gap.Name) {
 				taken = append(taken, &NameTakenError{Step: gap})
 				continue
 			}
@@ -95,18 +94,34 @@ func Plan(now time.Time, catalog Catalog, schedule Schedule, wanted ...time.Time
 	return steps, errors.Join(taken...)
 }
 
-// months lists the starts of the months concerned, each once, by time.
-func months(now time.Time, ahead int, wanted []time.Time) []time.Time {
-	var all []time.Time
-	current := monthOf(now)
-	for n := range ahead + 1 {
-		all = append(all, current.AddDate(0, n, 0)) // the first of a month exists in every month
+// span is a range in which every gap is to be filled.
+type span struct {
+	from, to time.Time
+	interval Interval // by which its partitions are named
+}
+
+// spans lists the ranges concerned, each once, by time; they don't overlap.
+func spans(now time.Time, schedule Schedule, wanted []time.Time) []span {
+	current := schedule.Interval.start(now)
+	var all []span
+	for n := range schedule.Ahead + 1 {
+		all = append(all, span{schedule.Interval.add(current, n), schedule.Interval.add(current, n+1), schedule.Interval})
 	}
 	for _, t := range wanted {
-		all = append(all, monthOf(t))
+		if schedule.Interval == Day && !t.Before(current) {
+			day := Day.start(t)
+			all = append(all, span{day, Day.add(day, 1), Day})
+			continue
+		}
+		month := monthOf(t)
+		end := Month.add(month, 1)
+		if schedule.Interval == Day && current.Before(end) {
+			end = current
+		}
+		all = append(all, span{month, end, Month})
 	}
-	slices.SortFunc(all, time.Time.Compare)
-	return slices.CompactFunc(all, time.Time.Equal)
+	slices.SortFunc(all, func(a, b span) int { return a.from.Compare(b.from) })
+	return slices.CompactFunc(all, func(a, b span) bool { return a.from.Equal(b.from) })
 }
 
 // monthOf is the start of t's month in UTC.
@@ -137,15 +152,19 @@ func gaps(from, to time.Time, existing []Bounds) []Step {
 	return append(free, Step{From: from, To: to})
 }
 
-// freeName is the first name for a partition that begins at from which no partition has. The first gap of a month has the
-// month's name whatever its length; further ones, rare as they are, are named by day, then by microsecond.
-func freeName(from time.Time, names map[string]bool) string {
-	for _, layout := range []string{"2006_01", "2006_01_02"} {
-		if name := "audit_log_" + from.Format(layout); !names[name] {
-			return name
-		}
+// freeName is the first name for a partition that begins at from which no partition has. A day's gap has the day's name. The first gap of a month
+// has the month's name whatever its length; further ones, rare as they are, are named by day. What finds that taken too, since it begins within a day or
+// the name is of one that does, is named by microsecond, which is taken only where a partition's name lies about its bounds.
+func freeName(from time.Time, interval Interval, names map[string]bool) string {
+	const month, day = "audit_log_2006_01", "audit_log_2006_01_02"
+	if name := from.Format(month); interval != Day && !names[name] {
+		return name
 	}
-	return fmt.Sprintf("audit_log_%s_%012d", from.Format("2006_01_02"), from.Sub(from.Truncate(24*time.Hour)).Microseconds())
+	name := from.Format(day)
+	if !names[name] {
+		return name
+	}
+	return fmt.Sprintf("%s_%012d", name, from.Sub(from.Truncate(24*time.Hour)).Microseconds())
 }
 
 // RangeError means that times were refused, for which no partition is created: outside the retention horizon, or too far
