@@ -50,11 +50,7 @@ func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon tim
 	if len(allowed) == 0 {
 		return nil, refusal
 	}
-	reach := Schedule{Interval: schedule.Interval}
-	if schedule.Interval == Day {
-		reach.Ahead = int(Future / (24 * time.Hour))
-	}
-	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, reach, allowed...) })
+	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule.onDemand(), allowed...) })
 	return steps, errors.Join(err, refusal)
 }
 
