@@ -105,8 +105,8 @@ func (b *bed) start(opts consumer.Options, topics ...kgo.Opt) *worker {
 	pool, err := postgres.Open(b.Context(), postgres.Options{URL: b.url, MaxConns: 8, Prepared: true, AcquireTimeout: 2 * time.Second})
 	require.NoError(b, err)
 	log := zaptest.NewLogger(b)
-	ensure := func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), 2555*24*time.Hour, partitions.Schedule{}, months)
+	ensure := func(ctx context.Context, days []time.Time) ([]time.Time, error) {
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), 2555*24*time.Hour, partitions.Schedule{}, days)
 		return nil, err
 	}
 	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour}, ensure, w.metrics, log)

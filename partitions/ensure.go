@@ -39,18 +39,16 @@ func Ensure(ctx context.Context, db *pgxpool.Pool, now time.Time, schedule Sched
 	return create(ctx, db, "ahead of time", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule) })
 }
 
-// EnsureFor creates the missing partitions of the months of the given times, in UTC, and of the current month, like
+// EnsureFor creates the missing partitions of the UTC days of the given times, history by the month (see [Plan]), and of the current interval, like
 // [Ensure]. Times before the month of now−horizon or more than [Future] after now are refused with a [*RangeError], after
 // the partitions for the others were created.
-//
-// With a schedule of days it creates what the months lack before today, and the days that events may come for by now: so the first instant of a
-// month will do as the time of whatever is in it.
 func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon time.Duration, schedule Schedule, times []time.Time) ([]Step, error) {
 	allowed, refusal := allow(now, horizon, times)
 	if len(allowed) == 0 {
 		return nil, refusal
 	}
-	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule.onDemand(), allowed...) })
+	schedule.Ahead = 0
+	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule, allowed...) })
 	return steps, errors.Join(err, refusal)
 }
 

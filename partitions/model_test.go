@@ -115,17 +115,16 @@ func (m *model) demand(t time.Time) {
 	if err != nil {
 		return
 	}
-	before, month := len(m.live), monthOf(t) // the sink asks with the first instant of a month, of all that is in it
-	m.create(spans(m.now, m.schedule.onDemand(), []time.Time{month}), m.schedule.onDemand(), month)
-	for h := month; h.Before(m.now.Add(Future)) && h.Before(Month.add(month, 1)); h = h.Add(time.Hour) {
+	before := len(m.live)
+	s := Schedule{Interval: m.schedule.Interval}
+	day := Day.start(t) // the sink asks with its first instant, of all that is in it
+	m.create(spans(m.now, s, []time.Time{day}), s, day)
+	for h := day; h.Before(Day.add(day, 1)); h = h.Add(time.Hour) {
 		if !covered(m.live, h) {
-			m.Fatalf("nothing takes %s though its month was asked for at %s", h, m.now)
+			m.Fatalf("nothing takes %s though its day was asked for at %s", h, m.now)
 		}
 	}
-	if !covered(m.live, t) {
-		m.Fatalf("nothing takes %s though its month was asked for at %s", t, m.now)
-	}
-	m.create(spans(m.now, m.schedule.onDemand(), allowed), m.schedule.onDemand(), t)
+	m.create(spans(m.now, s, allowed), s, t)
 	for _, b := range m.live[before:] {
 		if today := Day.start(m.now); m.schedule.Interval == Day && b.To.After(today) && (b.From.Before(today) || b.To.Sub(b.From) > 24*time.Hour) {
 			m.Fatalf("%+v takes the place of days at %s", b, m.now)

@@ -58,11 +58,12 @@ func (e *DefaultPartitionError) Error() string {
 }
 
 // Plan returns what is missing so that audit_log takes every timestamp of the current interval, of the schedule.Ahead intervals after it, and
-// of the months of the wanted times: at most one step for each gap in each of those, by time. Where other partitions cover one in part, of
-// whatever shape they are, the steps are the gaps they leave, so that no step overlaps anything.
+// of the UTC days of the wanted times, by time. Where other partitions cover an interval in part, of whatever shape they are, the steps are the gaps they
+// leave, so that no step overlaps anything.
 //
-// History is made by the month whatever the schedule, so that one bad clock can't create thousands. With a schedule of days, a month that has begun ends
-// today for that purpose, and a wanted time from today on gets its day, so that history doesn't take the coming days' place.
+// What is wanted is made by the month whatever the schedule, so that one bad clock can't create thousands: a step is the whole gap of the month that the day is
+// in. With a schedule of days, a month that has begun ends today for that purpose, so that history doesn't take the coming days' place, and
+// a day from today on is made by itself.
 //
 // The error joins a [*NameTakenError] for every gap that stays because its name is taken (the steps are still good), or is
 // a [*DefaultPartitionError] (there are no steps).
@@ -82,6 +83,9 @@ func Plan(now time.Time, catalog Catalog, schedule Schedule, wanted ...time.Time
 	var taken []error
 	for _, span := range spans(now, schedule, wanted) {
 		for _, gap := range gaps(span.from, span.to, existing) {
+			if !span.whole && !slices.ContainsFunc(wanted, gap.touches) {
+				continue
+			}
 			gap.Name = freeName(gap.From, span.interval, names)
 			if names[gap.Name] || slices.Contains(catalog.Others, gap.Name) {
 				taken = append(taken, &NameTakenError{Step: gap})
@@ -94,10 +98,17 @@ func Plan(now time.Time, catalog Catalog, schedule Schedule, wanted ...time.Time
 	return steps, errors.Join(taken...)
 }
 
-// span is a range in which every gap is to be filled.
+// touches tells whether the step has a part of t's day.
+func (s Step) touches(t time.Time) bool {
+	day := Day.start(t)
+	return s.From.Before(Day.add(day, 1)) && day.Before(s.To)
+}
+
+// span is a range in which gaps are to be filled.
 type span struct {
 	from, to time.Time
 	interval Interval // by which its partitions are named
+	whole    bool     // all of its gaps, not only those of wanted times
 }
 
 // spans lists the ranges concerned, each once, by time; they don't overlap.
@@ -105,12 +116,12 @@ func spans(now time.Time, schedule Schedule, wanted []time.Time) []span {
 	current := schedule.Interval.start(now)
 	var all []span
 	for n := range schedule.Ahead + 1 {
-		all = append(all, span{schedule.Interval.add(current, n), schedule.Interval.add(current, n+1), schedule.Interval})
+		all = append(all, span{schedule.Interval.add(current, n), schedule.Interval.add(current, n+1), schedule.Interval, true})
 	}
 	for _, t := range wanted {
 		if schedule.Interval == Day && !t.Before(current) {
 			day := Day.start(t)
-			all = append(all, span{day, Day.add(day, 1), Day})
+			all = append(all, span{day, Day.add(day, 1), Day, true})
 			continue
 		}
 		month := monthOf(t)
@@ -118,9 +129,9 @@ func spans(now time.Time, schedule Schedule, wanted []time.Time) []span {
 		if schedule.Interval == Day && current.Before(end) {
 			end = current
 		}
-		all = append(all, span{month, end, Month})
+		all = append(all, span{month, end, Month, false})
 	}
-	slices.SortFunc(all, func(a, b span) int { return a.from.Compare(b.from) })
+	slices.SortStableFunc(all, func(a, b span) int { return a.from.Compare(b.from) }) // of two the same, the schedule's stays
 	return slices.CompactFunc(all, func(a, b span) bool { return a.from.Equal(b.from) })
 }
 

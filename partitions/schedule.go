@@ -20,15 +20,6 @@ type Schedule struct {
 	Ahead    int
 }
 
-// onDemand is the part of the schedule that can't wait for the next look ahead: the current interval, and the days that events come for by now.
-func (s Schedule) onDemand() Schedule {
-	s.Ahead = 0
-	if s.Interval == Day {
-		s.Ahead = int(Future / (24 * time.Hour))
-	}
-	return s
-}
-
 // start is the beginning of the interval that t is in.
 func (i Interval) start(t time.Time) time.Time {
 	if i == Day {

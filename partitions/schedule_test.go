@@ -85,7 +85,7 @@ func TestPlanDays(t *testing.T) {
 			},
 		},
 		{
-			name: "history between days", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-01")},
+			name: "history between days", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-25"), at("2026-11-01"), at("2026-11-05"), at("2026-11-30T23:59:59Z")},
 			existing: []Bounds{
 				part("audit_log_2026_11_05", "2026-11-05", "2026-11-06"),
 				part("audit_log_2026_11_20", "2026-11-20", "2026-11-21"),
@@ -93,9 +93,13 @@ func TestPlanDays(t *testing.T) {
 			},
 			want: []Step{
 				step("audit_log_2026_11", "2026-11-01", "2026-11-05"),
-				step("audit_log_2026_11_06", "2026-11-06", "2026-11-20"),
 				step("audit_log_2026_11_21", "2026-11-21", "2026-12-01"),
 			},
+		},
+		{
+			name: "a day that is there in part", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-05")}, // the day of an event at noon
+			existing: []Bounds{part("morning", "2026-11-05", "2026-11-05T06:00:00Z"), part("audit_log_2026_12_02", "2026-12-02", "2026-12-03")},
+			want:     []Step{step("audit_log_2026_11", "2026-11-05T06:00:00Z", "2026-12-01")},
 		},
 		{
 			name: "a day whose name a part of it has", now: at("2026-11-05"),
@@ -103,7 +107,7 @@ func TestPlanDays(t *testing.T) {
 			want:     []Step{step("audit_log_2026_11_05_000000000000", "2026-11-05", "2026-11-05T18:00:00Z")},
 		},
 		{
-			name: "a gap in a month that had one before", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-12")},
+			name: "a gap in a month that had one before", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-11T23:00:00Z")},
 			existing: []Bounds{
 				part("audit_log_2026_11", "2026-11-01", "2026-11-10"), // on demand, when the days began on the 10th
 				part("audit_log_2026_11_12", "2026-11-12", "2026-12-01"),
@@ -112,7 +116,7 @@ func TestPlanDays(t *testing.T) {
 			want: []Step{step("audit_log_2026_11_10", "2026-11-10", "2026-11-12")},
 		},
 		{
-			name: "what can be attached again keeps its range and its name", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-01")},
+			name: "what can be attached again keeps its range and its name", now: at("2026-12-02"), wanted: []time.Time{at("2026-11-01"), at("2026-11-10"), at("2026-11-11"), at("2026-11-12")},
 			existing: []Bounds{part("audit_log_2026_12_02", "2026-12-02", "2026-12-03")},
 			detached: []Bounds{part("audit_log_2026_11", "2026-11-01", "2026-11-10"), part("audit_log_2026_11_11", "2026-11-11", "2026-11-12")},
 			want: []Step{

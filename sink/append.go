@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -142,8 +141,8 @@ type attempt struct {
 	unsettled bool
 	stored    Stored
 	reasons   []event.Reason
-	// barred are months that no table partition may be made for.
-	barred []time.Time
+	// barred are days that no table partition may be made for.
+	barred map[time.Time]bool
 	// search is what is known about a batch that the database refused, nil about any other.
 	search *search
 }
@@ -332,22 +331,23 @@ func (a *attempt) settle(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return false, &MovedError{Lane: b.Claim.LaneID, Expected: b.Claim.Next, Next: next}
 }
 
-// makePartitions has the missing table partitions made, for all the batch's rows at once. Months that can't have one are barred: their
+// makePartitions has the missing table partitions made, for all the batch's rows at once. Days that can't have one are barred: their
 // rows go to quarantine.
 func (a *attempt) makePartitions(ctx context.Context) error {
 	stream := a.take(a.batch.Records, time.Now())
 	defer a.decoders.Put(stream.decoder)
 	if _, err := io.Copy(io.Discard, stream); err != nil {
-		return fmt.Errorf("find the months of a batch: %w", err)
+		return fmt.Errorf("find the days of a batch: %w", err)
 	}
-	refused, err := a.ensure(ctx, stream.months)
+	refused, err := a.ensure(ctx, byTime(stream.days))
 	if err != nil {
 		return fmt.Errorf("make the table partitions of a batch: %w", err)
 	}
-	for _, month := range refused {
-		if !slices.ContainsFunc(a.barred, month.Equal) {
-			a.barred = append(a.barred, month)
-		}
+	if a.barred == nil {
+		a.barred = map[time.Time]bool{}
+	}
+	for _, day := range refused {
+		a.barred[day.UTC()] = true
 	}
 	return nil
 }

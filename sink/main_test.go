@@ -73,9 +73,9 @@ func (b *bed) newSinkWith(pool *postgres.Pool, m *metrics.Metrics, log *zap.Logg
 }
 
 // ensure is the sink's way to table partitions on demand.
-func (b *bed) ensure(ctx context.Context, months []time.Time) ([]time.Time, error) {
+func (b *bed) ensure(ctx context.Context, days []time.Time) ([]time.Time, error) {
 	b.ensured.Add(1)
-	_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, partitions.Schedule{}, months)
+	_, err := partitions.EnsureFor(ctx, b.pool.Pool, time.Now(), horizon, partitions.Schedule{}, days)
 	var refused *partitions.RangeError
 	if errorsAs(err, &refused) {
 		return refused.Refused, nil

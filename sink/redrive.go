@@ -20,7 +20,7 @@ import (
 // redriven, so that it does once, whoever else tries and whatever breaks; one that still breaks a rule stays, with its reason brought up to
 // date. Records that come meanwhile are not taken. Whatever the error, what is returned was done.
 func (s *Sink) Redrive(ctx context.Context, c Change) (Changed, error) {
-	r := &redriving{decoder: event.NewDecoder(s.rules), ensure: s.ensure, unchecked: len(s.rules.SignatureKey) == 0 && !c.Unsigned}
+	r := &redriving{decoder: event.NewDecoder(s.rules), ensure: s.ensure, ensured: map[time.Time]bool{}, barred: map[time.Time]bool{}, unchecked: len(s.rules.SignatureKey) == 0 && !c.Unsigned}
 	r.changing = changing{Change: c, pool: s.pool, state: StateRedriven, work: r.take, refused: r.refuse}
 	if err := r.run(ctx); err != nil {
 		return r.total, fmt.Errorf("redrive quarantined records: %w", err)
@@ -35,9 +35,9 @@ type redriving struct {
 	ensure  EnsureFunc
 	// unchecked says that there is no key to check a signature with, and so no ground to think that one found wrong is right now.
 	unchecked bool
-	// months are those of the batch's rows, as first instants in UTC; ensured are those that table partitions were asked for, and barred
+	// days are those of the batch's rows, as first instants in UTC; ensured are those that table partitions were asked for, and barred
 	// those that got none.
-	months, ensured, barred []time.Time
+	days, ensured, barred map[time.Time]bool
 	// rejected is the record that the database refused last, by itself, and why.
 	rejected int64
 	why      event.Quarantine
@@ -103,7 +103,7 @@ func (r *redriving) judge(ctx context.Context, tx pgx.Tx, sql string, ids []int6
 		return nil, err
 	}
 	now := time.Now()
-	r.months = r.months[:0]
+	r.days = map[time.Time]bool{}
 	// The buffer is not used again: when the connection breaks, COPY may still read it after it has returned.
 	v := &verdicts{copy: bytes.Clone(copyHeader)}
 	var id int64
@@ -143,14 +143,11 @@ func (r *redriving) judgeOne(id int64, rec *event.Record, was, detail string, no
 	if id == r.rejected {
 		return nil, &r.why
 	}
-	t := time.UnixMicro(row.Timestamp).UTC()
-	month := time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
-	if slices.ContainsFunc(r.barred, month.Equal) {
-		return nil, &barredMonth
+	day := dayOf(row.Timestamp)
+	if r.barred[day] {
+		return nil, &barredDay
 	}
-	if !slices.ContainsFunc(r.months, month.Equal) {
-		r.months = append(r.months, month)
-	}
+	r.days[day] = true
 	return row, nil
 }
 
@@ -185,7 +182,7 @@ func (r *redriving) refuse(ctx context.Context, ids []int64, err error) (again b
 	if postgres.Classify(err) != postgres.NoPartition {
 		return false, err
 	}
-	missing := slices.DeleteFunc(slices.Clone(r.months), func(m time.Time) bool { return slices.ContainsFunc(r.ensured, m.Equal) })
+	missing := slices.DeleteFunc(byTime(r.days), func(day time.Time) bool { return r.ensured[day] })
 	if len(missing) == 0 {
 		return false, fmt.Errorf("a row finds no table partition, though all are there: %w", err)
 	}
@@ -197,7 +194,11 @@ func (r *redriving) refuse(ctx context.Context, ids []int64, err error) (again b
 	if err != nil {
 		return false, fmt.Errorf("make the table partitions of a batch: %w", err)
 	}
-	r.ensured = append(r.ensured, missing...)
-	r.barred = append(r.barred, barred...)
+	for _, day := range missing {
+		r.ensured[day] = true
+	}
+	for _, day := range barred {
+		r.barred[day.UTC()] = true
+	}
 	return true, nil
 }

@@ -63,8 +63,8 @@ type Sink struct {
 	brake    brake
 }
 
-// EnsureFunc makes the table partitions for the given UTC months, and returns those it may not make one for.
-type EnsureFunc func(ctx context.Context, months []time.Time) (refused []time.Time, err error)
+// EnsureFunc makes the table partitions for the given days, as first instants in UTC, and returns those it may not make one for.
+type EnsureFunc func(ctx context.Context, days []time.Time) (refused []time.Time, err error)
 
 // New makes a sink. ensure is asked when a row found no table partition.
 func New(pool *postgres.Pool, rules event.Rules, ensure EnsureFunc, m *metrics.Metrics, log *zap.Logger) *Sink {

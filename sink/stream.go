@@ -2,6 +2,7 @@ package sink
 
 import (
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -31,11 +32,11 @@ type rowStream struct {
 
 	rows  int64
 	aside []aside
-	// months are the first instants of the UTC months the rows fall in; within is the current one's bounds in microseconds.
-	months []time.Time
+	// days are the first instants of the UTC days the rows fall in; within is the current one's bounds in microseconds.
+	days   map[time.Time]bool
 	within [2]int64
-	// barred are months without a table partition that can't have one: their rows are set aside.
-	barred []time.Time
+	// barred are days without a table partition that can't have one: their rows are set aside.
+	barred map[time.Time]bool
 	// refused are the records, by offset, that the database is known to refuse: they are set aside.
 	refused map[int64]event.Quarantine
 }
@@ -46,7 +47,7 @@ type aside struct {
 	event.Quarantine
 }
 
-func newRowStream(decoder *event.Decoder, lane int32, records []event.Record, barred []time.Time, now time.Time) *rowStream {
+func newRowStream(decoder *event.Decoder, lane int32, records []event.Record, barred map[time.Time]bool, now time.Time) *rowStream {
 	return &rowStream{
 		decoder: decoder, lane: lane, records: records, barred: barred, now: now, flushed: now.UnixMilli(),
 		buf: append(make([]byte, 0, chunk+chunk/4), copyHeader...),
@@ -87,7 +88,7 @@ func (s *rowStream) fill() {
 		}
 		if row.Timestamp < s.within[0] || row.Timestamp >= s.within[1] {
 			if !s.enter(row.Timestamp) {
-				s.aside = append(s.aside, aside{rec, barredMonth})
+				s.aside = append(s.aside, aside{rec, barredDay})
 				continue
 			}
 		}
@@ -102,23 +103,34 @@ func (s *rowStream) fill() {
 	s.buf = b[:0]
 }
 
-var barredMonth = event.Quarantine{
+var barredDay = event.Quarantine{
 	Reason: event.RejectedByDatabase,
-	Detail: "timestamp: no table partition holds its month, and none is made for one outside the retention horizon as of today",
+	Detail: "timestamp: no table partition holds its day, and none is made for one outside the retention horizon as of today",
 }
 
-// enter notes the month of a row's timestamp. It reports false for a barred one.
+// enter notes the day of a row's timestamp. It reports false for a barred one.
 func (s *rowStream) enter(micros int64) bool {
-	t := time.UnixMicro(micros).UTC()
-	month := time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
-	if slices.ContainsFunc(s.barred, month.Equal) {
+	day := dayOf(micros)
+	if s.barred[day] {
 		return false
 	}
-	s.within = [2]int64{month.UnixMicro(), month.AddDate(0, 1, 0).UnixMicro()}
-	if !slices.ContainsFunc(s.months, month.Equal) {
-		s.months = append(s.months, month)
+	s.within = [2]int64{day.UnixMicro(), day.AddDate(0, 0, 1).UnixMicro()}
+	if s.days == nil {
+		s.days = map[time.Time]bool{}
 	}
+	s.days[day] = true
 	return true
+}
+
+// dayOf is the first instant of the UTC day of a row's timestamp.
+func dayOf(micros int64) time.Time {
+	year, month, day := time.UnixMicro(micros).UTC().Date()
+	return time.Date(year, month, day, 0, 0, 0, 0, time.UTC)
+}
+
+// byTime lists days in their order.
+func byTime(days map[time.Time]bool) []time.Time {
+	return slices.SortedFunc(maps.Keys(days), time.Time.Compare)
 }
 
 // close ends the stream for whoever still reads it.

@@ -132,7 +132,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 	if err != nil {
 		return err
 	}
-	s := sink.New(ingest, rules(cfg), lateMonths(cfg, maintenance, m), m, log)
+	s := sink.New(ingest, rules(cfg), lateDays(cfg, maintenance, m), m, log)
 	member, err := consumer.New(consumer.Options{
 		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
 		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
@@ -187,10 +187,10 @@ func owner() string {
 	return fmt.Sprintf("%s/%d", host, os.Getpid())
 }
 
-// lateMonths makes table partitions on demand, for late events.
-func lateMonths(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.EnsureFunc {
-	return func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), schedule(cfg), months)
+// lateDays makes table partitions on demand, for late events.
+func lateDays(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.EnsureFunc {
+	return func(ctx context.Context, days []time.Time) ([]time.Time, error) {
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), schedule(cfg), days)
 		var refused *partitions.RangeError
 		if errors.As(err, &refused) {
 			return refused.Refused, nil

@@ -43,8 +43,8 @@ func newBed(t *testing.T, version int, values ...string) *bed {
 		return b
 	}
 	const horizon = 2555 * 24 * time.Hour
-	ensure := func(ctx context.Context, months []time.Time) ([]time.Time, error) {
-		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon, partitions.Schedule{}, months)
+	ensure := func(ctx context.Context, days []time.Time) ([]time.Time, error) {
+		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon, partitions.Schedule{}, days)
 		return nil, err
 	}
 	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(t))
