@@ -41,15 +41,19 @@ func Ensure(ctx context.Context, db *pgxpool.Pool, now time.Time, schedule Sched
 
 // EnsureFor creates the missing partitions of the UTC days of the given times, history by the month (see [Plan]), and of the current interval, like
 // [Ensure]. Times before the month of now−horizon or more than [Future] after now are refused with a [*RangeError], after
-// the partitions for the others were created.
+// the partitions for the others were created. A partition on its way out that was detached, but not dropped, is attached again.
 func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon time.Duration, schedule Schedule, times []time.Time) ([]Step, error) {
 	allowed, refusal := allow(now, horizon, times)
 	if len(allowed) == 0 {
 		return nil, refusal
 	}
+	back, err := bringBackFor(ctx, db, allowed)
+	if err != nil {
+		return back, errors.Join(err, refusal)
+	}
 	schedule.Ahead = 0
 	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule, allowed...) })
-	return steps, errors.Join(err, refusal)
+	return append(back, steps...), errors.Join(err, refusal)
 }
 
 // create carries out a plan, one transaction a step, planning anew each time from what the catalog says by then.
