@@ -39,7 +39,7 @@ var enforced = Retention{Enforce: true, MinDays: 30, Grace: 7 * 24 * time.Hour}
 func TestRetire(t *testing.T) {
 	versions(t, func(t *testing.T, url string) {
 		for _, mode := range []string{"cache_statement", "exec"} {
-			db := open(t, url, "default_query_exec_mode", mode, "timezone", "Asia/Kolkata", "datestyle", "SQL, DMY", "default_transaction_isolation", "serializable")
+			db := open(t, url, "default_query_exec_mode", mode, "timezone", "Asia/Kolkata", "default_transaction_isolation", "serializable")
 			exec(t, db, `DELETE FROM audit_partition_event`)
 			term := lead(t, db, "me")
 			january, february := month(t, db, "2015-01-01"), month(t, db, "2015-02-01")
