@@ -6,7 +6,8 @@
 // The benchmark has no *testing.T and uses [StartPostgres] and [StartKafka].
 //
 // For faults there are, besides a server's own Stop, Kill and Pause: a [Cluster] of brokers, a standby ([PostgresServer.StartStandby]), a
-// [Proxy] that is a bad network, a [Cutter] that breaks connections at a COMMIT, and a [SmallTablespace] that is full.
+// [Proxy] that is a bad network, a [Cutter] that breaks connections at a COMMIT, and a [SmallTablespace] that is full. A [PgBouncer] in transaction mode
+// is no fault, but takes sessions away.
 //
 // The servers come from Maven Central and from Debian. What is missing on the machine is an error
 // that names the Debian package, never a skipped test. Servers are children of the test process and
