@@ -17,6 +17,8 @@ type Term struct {
 	Number int64
 	Holder string
 	Since  time.Time // by the database's clock
+
+	own *tenure // nil where this process doesn't hold the lease
 }
 
 // confirm must be the last statement of a transaction that only the leader may carry out. Until its end nobody can take over: a leader
@@ -32,6 +34,10 @@ func (t Term) check(ctx context.Context, db querier) error {
 }
 
 func (t Term) ask(ctx context.Context, db querier, sql string) error {
+	// A process that was frozen goes on before its timers do.
+	if t.own != nil && t.own.left() <= 0 {
+		return errOverdue
+	}
 	rows, err := db.Query(ctx, sql, t.Number, t.Holder)
 	if err == nil {
 		lasts := rows.Next()
