@@ -25,9 +25,6 @@ import (
 	"auditsink/sink"
 )
 
-// partitionsInterval is how often the coming table partitions are ensured.
-const partitionsInterval = time.Hour
-
 // runWorker runs one worker until ctx ends and it has shut down cleanly, or until something happens that it can't live with. ready is told the
 // HTTP address as soon as it is answering.
 func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready func(httpAddr string)) error {
@@ -66,7 +63,8 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 			}
 			return err
 		}
-		group.Go(func() error { return keepPartitions(life, cfg, maintenance, m, log) })
+		// Until ctx ends, not life: maintenance is handed over at once, while the lanes drain.
+		group.Go(func() error { return maintain(ctx, cfg, maintenance, m, log) })
 		return consume(ctx, cfg, log, ingest, maintenance, m, state)
 	})
 	return group.Wait()
@@ -200,40 +198,6 @@ func lateDays(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.E
 		}
 		return nil, countPartitions(ctx, pool, m)
 	}
-}
-
-// keepPartitions ensures the coming table partitions for as long as the worker lives.
-func keepPartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) error {
-	tick := time.NewTicker(partitionsInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			// Months are left before a failure matters, and the next hour tries again.
-			if err := ensurePartitions(ctx, cfg, pool, m); err != nil && ctx.Err() == nil {
-				log.Error("table partitions not ensured, trying again in an hour", zap.Error(postgres.Explain(err)))
-			}
-		}
-	}
-}
-
-func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) error {
-	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg)); err != nil {
-		return fmt.Errorf("ensure the table partitions: %w", err)
-	}
-	return countPartitions(ctx, pool, m)
-}
-
-func countPartitions(ctx context.Context, pool *postgres.Pool, m *metrics.Metrics) error {
-	all, err := partitions.List(ctx, pool.Pool)
-	if err != nil {
-		return fmt.Errorf("list the table partitions: %w", err)
-	}
-	m.TablePartitions.Set(float64(len(all)))
-	m.PartitionsReadyUntil.Set(float64(partitions.ReadyUntil(time.Now(), all).Unix()))
-	return nil
 }
 
 // readiness is what /readyz says. It is set while the worker starts, and the consumer's own word after that.
