@@ -105,6 +105,50 @@ func TestPartitionStats(t *testing.T) {
 	})
 }
 
+// What the catalog doesn't say: how a partition stands to now, and its oldest and newest event, found without keeping a lock.
+func TestPartitionStatsOfStatesAndEvents(t *testing.T) {
+	versions(t, func(t *testing.T, version int) {
+		conn := connect(t, migrated(t, version))
+		exec(t, conn, `
+			CREATE TABLE rest PARTITION OF audit_log DEFAULT;
+			SELECT create_audit_log_partition('past', NULL, now() - interval '1 day');
+			SELECT create_audit_log_partition('hot', now() - interval '1 day', now() + interval '1 day');
+			SELECT create_audit_log_partition('future', now() + interval '1 day', now() + interval '2 days');
+			SELECT create_audit_log_partition('"Gone" by hand', '2100-01-01', '2100-02-01');
+			SELECT create_audit_log_partition('in grace', '2100-02-01', '2100-03-01');
+			INSERT INTO audit_log (timestamp, action, status) VALUES ('2020-01-15 10:30+00', 'a', 'success'), ('2019-01-15 10:30+00', 'a', 'success'),
+				('2100-02-03 00:00+00', 'a', 'success');
+			ALTER TABLE audit_log DETACH PARTITION "in grace";
+			ALTER TABLE audit_log DETACH PARTITION """Gone"" by hand";
+			INSERT INTO audit_partition_event (partition_name, kind, lower_bound, upper_bound, state) VALUES ('in grace', 'drop', '2100-02-01', '2100-03-01', 'detached')`)
+		stats := `SELECT concat_ws(' ', partition_name, state, coalesce((oldest_event AT TIME ZONE 'UTC')::text, '-'), coalesce((newest_event AT TIME ZONE 'UTC')::text, '-'),
+			frozen_at IS NOT NULL, xid_age < 1000) FROM get_audit_partition_stats() ORDER BY state`
+		tx, err := conn.Begin(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, []string{
+			"rest default - - f t", "in grace detached 2100-02-03 00:00:00 2100-02-03 00:00:00 f t", "future future - - f t", "hot hot - - f t",
+			"past past 2019-01-15 10:30:00 2020-01-15 10:30:00 f t",
+		}, column[string](t, conn, stats))
+		require.Empty(t, column[string](t, conn, `SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND relation IN ('past'::regclass, 'past_timestamp_idx'::regclass)`))
+		require.NoError(t, tx.Rollback(t.Context()))
+
+		// Frozen counts from the partition's latest creation on; without an index nothing is scanned; without the right to read, the rest is told.
+		exec(t, conn, `
+			INSERT INTO audit_partition_event (partition_name, kind, state) VALUES ('past', 'vacuum', 'done'), ('hot', 'vacuum', 'verified'), ('future', 'vacuum', 'done'), ('future', 'create', 'done');
+			ALTER TABLE "in grace" DROP CONSTRAINT "in grace_pkey";
+			DROP INDEX "in grace_timestamp_idx", "in grace_timestamp_status_idx"`)
+		exec(t, conn, `CREATE ROLE stats_reader`)
+		t.Cleanup(func() {
+			_, err := conn.Exec(context.WithoutCancel(t.Context()), `RESET ROLE; DROP OWNED BY stats_reader; DROP ROLE stats_reader`)
+			require.NoError(t, err)
+		})
+		exec(t, conn, `GRANT SELECT ON audit_partition_event TO stats_reader; GRANT SELECT ON "in grace", hot TO stats_reader; SET ROLE stats_reader`)
+		require.Equal(t, []string{
+			"rest default - - f t", "in grace detached - - f t", "future future - - f t", "hot hot - - f t", "past past - - t t",
+		}, column[string](t, conn, stats))
+	})
+}
+
 func TestDropOldOnlyRecordsRequests(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		conn := connect(t, migrated(t, version))
