@@ -48,6 +48,13 @@ type Metrics struct {
 	TablePartitions prometheus.Gauge
 	// PartitionsReadyUntil is the upper bound of the last partition without a hole before it, in seconds since 1970.
 	PartitionsReadyUntil prometheus.Gauge
+	// TableBytes and IndexBytes are the sizes of all partitions, those in their grace period included; PartitionsDetached counts the latter. The
+	// leader tells them, every other worker 0.
+	TableBytes, IndexBytes, PartitionsDetached prometheus.Gauge
+	// PartitionsDropped counts the partitions that this worker dropped as the leader, RowsExpired the rows that it removed one by one.
+	PartitionsDropped, RowsExpired prometheus.Counter
+	// MaintenanceLastSuccess is when this worker last did a round of maintenance without an error, in seconds since 1970; 0 if never.
+	MaintenanceLastSuccess prometheus.Gauge
 	// Leader is 1 while this worker does maintenance; LeaderSince is since when, in seconds since 1970, and 0 while it doesn't.
 	Leader, LeaderSince prometheus.Gauge
 	// AlertActive is 1 for an alert that holds, by its name.
@@ -58,6 +65,9 @@ type Metrics struct {
 }
 
 const namespace = "auditsink"
+
+// AlertPartitionsFuture is the alert that the partitions ahead of now run out in less than two intervals.
+const AlertPartitionsFuture = "partitions_future"
 
 // New makes the collectors and registers them with a registry of their own, beside those of the Go
 // runtime and the process. The counters by reason start at 0 for all the reasons given.
@@ -79,37 +89,45 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	}
 	seconds := prometheus.ExponentialBucketsRange(0.001, 60, 18)
 	m := &Metrics{
-		registry:             prometheus.NewRegistry(),
-		RecordsConsumed:      counter("records_consumed_total", "Records taken over from Kafka."),
-		RowsInserted:         counter("rows_inserted_total", "Rows in committed batches."),
-		Quarantined:          counterBy("quarantined_total", "Records in committed batches that went to quarantine.", "reason"),
-		Gaps:                 counter("gaps_total", "Recorded ranges of offsets that were not there to be taken."),
-		FlushSeconds:         histogram("flush_duration_seconds", "Duration of storing a batch, retries included.", seconds),
-		FlushRows:            histogram("flush_rows", "Rows stored by a batch.", prometheus.ExponentialBuckets(1, 4, 10)),
-		EndToEndSeconds:      histogram("end_to_end_latency_seconds", "Time from a record's timestamp to the commit of its batch.", prometheus.ExponentialBucketsRange(0.005, 3600, 22)),
-		FlushRetries:         counterBy("flush_retries_total", "Failed attempts to store a batch.", "class"),
-		Fenced:               counter("fenced_total", "Batches refused because another worker had claimed the lane."),
-		Rewound:              counter("rewound_total", "Lanes whose position the database had lost, and whose records were fetched again."),
-		LanesOwned:           gauge("lanes_owned", "Lanes assigned to this worker."),
-		LanesHalted:          gauge("lanes_halted", "Lanes of this worker that stand still until an operator acts."),
-		BufferedBytes:        gauge("buffered_bytes", "Bytes of records held in memory and not stored yet."),
-		PoolAcquireSeconds:   histogram("db_pool_acquire_seconds", "Wait for a database connection.", prometheus.ExponentialBucketsRange(0.00001, 30, 18)),
-		TablePartitions:      gauge("table_partitions", "Partitions of audit_log."),
-		PartitionsReadyUntil: gauge("partitions_ready_until_timestamp_seconds", "End of the last partition without a hole before it."),
-		Leader:               gauge("leader", "1 while this worker does maintenance."),
-		LeaderSince:          gauge("leader_since_timestamp_seconds", "Since when this worker does maintenance, 0 while it doesn't."),
-		AlertActive:          prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "alert_active", Help: "1 for an alert that holds."}, []string{"alert"}),
-		lagRecords:           laneGauge("consumer_lag_records", "Records between the end of the log and the stored position."),
-		lagSeconds:           laneGauge("consumer_lag_seconds", "Age of the oldest record that is not stored yet."),
+		registry:               prometheus.NewRegistry(),
+		RecordsConsumed:        counter("records_consumed_total", "Records taken over from Kafka."),
+		RowsInserted:           counter("rows_inserted_total", "Rows in committed batches."),
+		Quarantined:            counterBy("quarantined_total", "Records in committed batches that went to quarantine.", "reason"),
+		Gaps:                   counter("gaps_total", "Recorded ranges of offsets that were not there to be taken."),
+		FlushSeconds:           histogram("flush_duration_seconds", "Duration of storing a batch, retries included.", seconds),
+		FlushRows:              histogram("flush_rows", "Rows stored by a batch.", prometheus.ExponentialBuckets(1, 4, 10)),
+		EndToEndSeconds:        histogram("end_to_end_latency_seconds", "Time from a record's timestamp to the commit of its batch.", prometheus.ExponentialBucketsRange(0.005, 3600, 22)),
+		FlushRetries:           counterBy("flush_retries_total", "Failed attempts to store a batch.", "class"),
+		Fenced:                 counter("fenced_total", "Batches refused because another worker had claimed the lane."),
+		Rewound:                counter("rewound_total", "Lanes whose position the database had lost, and whose records were fetched again."),
+		LanesOwned:             gauge("lanes_owned", "Lanes assigned to this worker."),
+		LanesHalted:            gauge("lanes_halted", "Lanes of this worker that stand still until an operator acts."),
+		BufferedBytes:          gauge("buffered_bytes", "Bytes of records held in memory and not stored yet."),
+		PoolAcquireSeconds:     histogram("db_pool_acquire_seconds", "Wait for a database connection.", prometheus.ExponentialBucketsRange(0.00001, 30, 18)),
+		TablePartitions:        gauge("table_partitions", "Partitions of audit_log."),
+		PartitionsReadyUntil:   gauge("partitions_ready_until_timestamp_seconds", "End of the last partition without a hole before it."),
+		TableBytes:             gauge("table_bytes", "Size of all partitions without their indexes; 0 while this worker doesn't lead."),
+		IndexBytes:             gauge("index_bytes", "Size of the indexes of all partitions; 0 while this worker doesn't lead."),
+		PartitionsDetached:     gauge("partitions_detached", "Partitions detached and not dropped yet; 0 while this worker doesn't lead."),
+		PartitionsDropped:      counter("partitions_dropped_total", "Expired partitions dropped by this worker."),
+		RowsExpired:            counter("rows_expired_total", "Expired rows removed one by one by this worker."),
+		MaintenanceLastSuccess: gauge("maintenance_last_success_timestamp_seconds", "When this worker last did a round of maintenance without an error."),
+		Leader:                 gauge("leader", "1 while this worker does maintenance."),
+		LeaderSince:            gauge("leader_since_timestamp_seconds", "Since when this worker does maintenance, 0 while it doesn't."),
+		AlertActive:            prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "alert_active", Help: "1 for an alert that holds."}, []string{"alert"}),
+		lagRecords:             laneGauge("consumer_lag_records", "Records between the end of the log and the stored position."),
+		lagSeconds:             laneGauge("consumer_lag_seconds", "Age of the oldest record that is not stored yet."),
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "goversion"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
+	m.AlertActive.WithLabelValues(AlertPartitionsFuture) // there from the start: an alert that can't be seen isn't silent
 	for _, reason := range reasons {
 		m.Quarantined.WithLabelValues(reason.String())
 	}
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
-		m.TablePartitions, m.PartitionsReadyUntil, m.Leader, m.LeaderSince, m.AlertActive, m.lagRecords, m.lagSeconds, build,
+		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.PartitionsDropped, m.RowsExpired,
+		m.MaintenanceLastSuccess, m.Leader, m.LeaderSince, m.AlertActive, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

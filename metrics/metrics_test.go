@@ -44,10 +44,13 @@ func TestNames(t *testing.T) {
 	want := []string{
 		"alert_active gauge", "buffered_bytes gauge", "build_info gauge", "consumer_lag_records gauge", "consumer_lag_seconds gauge",
 		"db_pool_acquire_seconds histogram", "db_pool_connections gauge", "end_to_end_latency_seconds histogram", "fenced_total counter",
-		"flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "lanes_halted gauge",
-		"lanes_owned gauge", "leader gauge", "leader_since_timestamp_seconds gauge", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter", "records_consumed_total counter",
-		"rewound_total counter", "rows_inserted_total counter", "table_partitions gauge",
+		"flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "index_bytes gauge", "lanes_halted gauge",
+		"lanes_owned gauge", "leader gauge", "leader_since_timestamp_seconds gauge", "maintenance_last_success_timestamp_seconds gauge",
+		"partitions_detached gauge", "partitions_dropped_total counter", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter",
+		"records_consumed_total counter", "rewound_total counter", "rows_expired_total counter", "rows_inserted_total counter", "table_bytes gauge",
+		"table_partitions gauge",
 	}
+	require.Contains(t, text(t, metrics.New("v1.2.3", event.Reasons())), `auditsink_alert_active{alert="partitions_future"} 0`)
 	body := text(t, full())
 	var got []string
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE auditsink_(\S+ \S+)$`).FindAllStringSubmatch(body, -1) {

@@ -35,7 +35,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 	m := metrics.New(version, event.Reasons())
 	state := &readiness{}
 	state.set("starting")
-	http, err := server.Listen(ctx, cfg.HTTPAddr, m.Handler(), state.ready)
+	http, err := server.Listen(ctx, cfg.HTTPAddr, m.Handler(), state.ready, m.Health)
 	if err != nil {
 		return err
 	}

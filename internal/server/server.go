@@ -1,13 +1,16 @@
-// Package server answers HTTP: metrics, liveness and readiness.
+// Package server answers HTTP: metrics, liveness, readiness and health.
 package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"time"
+
+	"auditsink/metrics"
 )
 
 // Server is the worker's HTTP endpoint.
@@ -17,16 +20,17 @@ type Server struct {
 }
 
 // Listen takes the address at once, so that one in use is an error at start and not later. ready returns nil while the
-// worker can take in events, else the reason why not.
-func Listen(ctx context.Context, addr string, metrics http.Handler, ready func() error) (*Server, error) {
+// worker can take in events, else the reason why not. health is asked how the whole system is.
+func Listen(ctx context.Context, addr string, scrape http.Handler, ready func() error, health func() metrics.Health) (*Server, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP (AUDITSINK_HTTP_ADDR): %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", metrics)
+	mux.Handle("GET /metrics", scrape)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, ready()) })
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { answerHealth(w, health()) })
 	return &Server{
 		listener: listener,
 		http:     &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute},
@@ -43,6 +47,23 @@ func answer(w http.ResponseWriter, err error) {
 	}
 	//nolint:errcheck,gosec // whoever asked has gone: nobody is left to tell
 	w.Write([]byte(body))
+}
+
+// answerHealth says in JSON how things are, with 503 where somebody has to act at once. What only needs attention is no reason for an orchestrator or a
+// load balancer to take the worker out of service.
+func answerHealth(w http.ResponseWriter, h metrics.Health) {
+	body, err := json.MarshalIndent(h, "", "  ")
+	if err != nil {
+		answer(w, fmt.Errorf("write the health as JSON: %w", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	if h.Status == metrics.Critical {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	//nolint:errcheck,gosec // whoever asked has gone: nobody is left to tell
+	w.Write(append(body, '\n'))
 }
 
 // Addr is the address listened on, with the port that was chosen where 0 was asked for.

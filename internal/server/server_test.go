@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"auditsink/internal/server"
+	"auditsink/metrics"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,9 +33,9 @@ func get(t *testing.T, s *server.Server, method, path string) (int, string) {
 }
 
 // serve runs a server until the test ends, and then requires that it stopped well.
-func serve(t *testing.T, metrics http.Handler, ready func() error) *server.Server {
+func serve(t *testing.T, scrape http.Handler, ready func() error, health func() metrics.Health) *server.Server {
 	t.Helper()
-	s, err := server.Listen(t.Context(), "127.0.0.1:0", metrics, ready)
+	s, err := server.Listen(t.Context(), "127.0.0.1:0", scrape, ready, health)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -45,13 +47,13 @@ func serve(t *testing.T, metrics http.Handler, ready func() error) *server.Serve
 	return s
 }
 
-func TestHealth(t *testing.T) {
+func TestLivenessAndReadiness(t *testing.T) {
 	reason := errors.New("lane events/3: waits for Postgres")
-	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	scrape := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, err := io.WriteString(w, "the metrics\n")
 		require.NoError(t, err)
 	})
-	s := serve(t, metrics, func() error { return reason })
+	s := serve(t, scrape, func() error { return reason }, healthy)
 	for _, c := range []struct {
 		path, body string
 		status     int
@@ -77,9 +79,36 @@ func TestHealth(t *testing.T) {
 	require.Equal(t, "ok\n", body)
 }
 
+func healthy() metrics.Health { return metrics.Health{Status: metrics.Healthy} }
+
+// TestHealth: what was reported, in JSON; 503 only where it is critical.
+func TestHealth(t *testing.T) {
+	m := metrics.New("v1", []fmt.Stringer{})
+	s := serve(t, m.Handler(), func() error { return nil }, m.Health)
+	for _, c := range []struct {
+		report    metrics.Component
+		httpCode  int
+		wantsJSON string
+	}{
+		{metrics.Component{Status: metrics.Healthy, Details: map[string]any{"partitions": 7}}, 200,
+			`{"status": "healthy", "components": {"partitions": {"status": "healthy", "details": {"partitions": 7}}}, "recommendations": []}`},
+		{metrics.Component{Status: metrics.Warning, Recommendations: []string{"a: b"}}, 200,
+			`{"status": "warning", "components": {"partitions": {"status": "warning", "details": null}}, "recommendations": ["a: b"]}`},
+		{metrics.Component{Status: metrics.Critical, Recommendations: []string{"c", "d"}}, 503,
+			`{"status": "critical", "components": {"partitions": {"status": "critical", "details": null}}, "recommendations": ["c", "d"]}`},
+	} {
+		m.Report("partitions", c.report)
+		code, body := get(t, s, http.MethodGet, "/health")
+		require.Equal(t, c.httpCode, code, c.report.Status)
+		require.JSONEq(t, c.wantsJSON, body)
+	}
+	code, _ := get(t, s, http.MethodPost, "/health")
+	require.Equal(t, http.StatusMethodNotAllowed, code)
+}
+
 func TestAddressInUse(t *testing.T) {
-	s := serve(t, http.NotFoundHandler(), func() error { return nil })
-	_, err := server.Listen(t.Context(), s.Addr(), http.NotFoundHandler(), func() error { return nil })
+	s := serve(t, http.NotFoundHandler(), func() error { return nil }, healthy)
+	_, err := server.Listen(t.Context(), s.Addr(), http.NotFoundHandler(), func() error { return nil }, healthy)
 	require.ErrorContains(t, err, "AUDITSINK_HTTP_ADDR")
 	require.ErrorContains(t, err, s.Addr())
 	require.ErrorContains(t, err, "in use")
@@ -94,7 +123,7 @@ func TestServeStops(t *testing.T) {
 		_, err := io.WriteString(w, "late")
 		require.NoError(t, err)
 	})
-	s, err := server.Listen(t.Context(), "127.0.0.1:0", slow, func() error { return nil })
+	s, err := server.Listen(t.Context(), "127.0.0.1:0", slow, func() error { return nil }, healthy)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -108,7 +137,7 @@ func TestServeStops(t *testing.T) {
 	cancel()
 	// The listener goes first.
 	for {
-		again, err := server.Listen(t.Context(), s.Addr(), slow, func() error { return nil })
+		again, err := server.Listen(t.Context(), s.Addr(), slow, func() error { return nil }, healthy)
 		if err == nil {
 			stop, end := context.WithCancel(t.Context())
 			end()
@@ -133,7 +162,7 @@ func TestServeStopsInTheEnd(t *testing.T) {
 		close(asked)
 		<-answer
 	})
-	s, err := server.Listen(t.Context(), "127.0.0.1:0", stuck, func() error { return nil })
+	s, err := server.Listen(t.Context(), "127.0.0.1:0", stuck, func() error { return nil }, healthy)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
