@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// settle is how long after its end a partition may still get late events as a matter of course.
-	settle = time.Hour
+	// settling is how long after its end a partition may still get late events as a matter of course.
+	settling = time.Hour
 	// analyzeParentEvery is how often the statistics of audit_log as a whole are renewed: autovacuum never does that for a partitioned table.
 	analyzeParentEvery = 24 * time.Hour
 	// upkeepBegins bounds a round: nothing is begun later than that after its start.
@@ -124,7 +124,7 @@ func dueCare(ctx context.Context, db querier, now time.Time) ([]due, error) {
 				SELECT FROM audit_partition_event e WHERE e.partition_name = 'audit_log' AND e.kind = 'analyze' AND e.updated_at > now() - $4::interval)
 		)
 		SELECT name, kind, missing, lower_bound, upper_bound FROM things ORDER BY rank, tried NULLS FIRST, upper_bound`,
-		now, settle, settings, analyzeParentEvery)
+		now, settling, settings, analyzeParentEvery)
 	if err != nil {
 		return nil, fmt.Errorf("look what upkeep is due: %w", err)
 	}

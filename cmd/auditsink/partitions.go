@@ -18,10 +18,10 @@ import (
 func newPartitionsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "partitions",
-		Short: "See what the table partitions lack, and create it",
+		Short: "See, predict and steer what becomes of the table partitions",
 		RunE:  needsSubcommand,
 	}
-	c.AddCommand(newPartitionsPlanCommand(), newPartitionsApplyCommand())
+	c.AddCommand(newPartitionsListCommand(), newPartitionsStatsCommand(), newPartitionsPlanCommand(), newPartitionsApplyCommand())
 	return c
 }
 
