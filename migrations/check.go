@@ -40,7 +40,7 @@ func (e *TableError) Error() string {
 	if e.Partitioned {
 		return fmt.Sprintf("table %s was not created by auditsink, or the search_path puts another schema before it: use another database or schema", e.Table)
 	}
-	return fmt.Sprintf("table %s is not partitioned: it is the replaced system's and can't be used yet; use another database or schema", e.Table)
+	return fmt.Sprintf("table %s is not partitioned: it is the replaced system's; run `auditsink migrate convert` to make it auditsink's, or use another database or schema", e.Table)
 }
 
 // querier is a connection or a pool.

@@ -18,7 +18,7 @@ import (
 func newMigrateCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "migrate",
-		Short: "Create or update the database schema",
+		Short: "Create or update the database schema, or convert the replaced system's",
 		RunE:  needsSubcommand,
 	}
 	asJSON := false
@@ -69,7 +69,7 @@ func newMigrateCommand() *cobra.Command {
 		},
 	}
 	status.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.AddCommand(up, status)
+	c.AddCommand(up, status, newConvertCommand())
 	return c
 }
 

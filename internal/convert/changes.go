@@ -1,0 +1,92 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// few changes are left to the swap, which applies them while nobody can write; more are worked off before it is tried.
+const few = 500
+
+// catchUp applies what was noted, until little is left.
+func (c *conversion) catchUp(ctx context.Context) error {
+	for {
+		var waiting int64
+		if err := c.conn.QueryRow(ctx, `SELECT count(*) FROM audit_convert.convert_change`).Scan(&waiting); err != nil {
+			return fmt.Errorf("count the changes: %w", err)
+		}
+		c.Report(Progress{Stage: "applying changes", Done: c.done, Total: c.total, Note: fmt.Sprintf("%d changes are left", waiting)})
+		for n := waiting; n > 0; n -= int64(c.Batch) {
+			// Repeatable read: the notes that are taken and the rows as they are now belong together.
+			err := pgx.BeginTxFunc(ctx, c.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error { return c.apply(ctx, tx, c.Batch) })
+			if err != nil {
+				return fmt.Errorf("apply changes: %w", err)
+			}
+			hit("applied")
+		}
+		if waiting <= few {
+			return nil
+		}
+	}
+}
+
+// apply takes the oldest notes, and makes the rows of their ids with us what they are in the old table: all that we have of them goes, and what is there now
+// comes. It checks that what was stored is what is there.
+func (c *conversion) apply(ctx context.Context, tx pgx.Tx, most int) error {
+	var ids, stale []int64
+	err := tx.QueryRow(ctx, `
+		WITH taken AS (DELETE FROM audit_convert.convert_change WHERE n IN (SELECT n FROM audit_convert.convert_change ORDER BY n LIMIT $1) RETURNING id)
+		SELECT coalesce(array_agg(DISTINCT id), '{}') FROM taken`, most).Scan(&ids)
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	// Most are new. What lies above all that we have needn't be looked for in every partition.
+	var highest int64
+	if err := tx.QueryRow(ctx, `SELECT greatest((SELECT max(id) FROM audit_convert.audit_log), (SELECT max(id) FROM audit_convert.audit_log_set_aside), 0)`).Scan(&highest); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if id <= highest {
+			stale = append(stale, id)
+		}
+	}
+	row := c.log.row()
+	var gone, came, aside, want sum
+	if len(stale) > 0 {
+		for table, aside := range map[string]bool{"audit_log": false, "audit_log_set_aside": true} {
+			sql := changed(row, "-", aside, `DELETE FROM audit_convert.`+table+` WHERE id = ANY($1::bigint[]) RETURNING *`)
+			if err := tx.QueryRow(ctx, sql, stale).Scan(&gone.Rows, &gone.A, &gone.B); err != nil {
+				return fmt.Errorf("remove what has changed: %w", err)
+			}
+		}
+	}
+	now := fmt.Sprintf(`FROM %s o WHERE o.id = ANY($1::bigint[])`, c.log.relation)
+	if err := makeMonths(ctx, tx, `SELECT date_trunc('month', "timestamp"::timestamptz) AS m `+now+` AND NOT `+c.outside(), ids); err != nil {
+		return fmt.Errorf("make partitions for what has come: %w", err)
+	}
+	sql := changed(row, "+", false, fmt.Sprintf(`INSERT INTO audit_convert.audit_log (%s) SELECT %s %s AND %s IS NOT TRUE RETURNING *`, c.log.names(), c.log.values(), now, c.outside()))
+	if err := tx.QueryRow(ctx, sql, ids).Scan(&came.Rows, &came.A, &came.B); err != nil {
+		return fmt.Errorf("store what has changed: %w", err)
+	}
+	sql = changed(row, "+", true, fmt.Sprintf(`INSERT INTO audit_convert.audit_log_set_aside (%s, why) SELECT %s, '%s' %s AND %s RETURNING *`, c.log.names(), c.log.values(), whyAside, now, c.outside()))
+	if err := tx.QueryRow(ctx, sql, ids).Scan(&aside.Rows, &aside.A, &aside.B); err != nil {
+		return fmt.Errorf("set rows aside: %w", err)
+	}
+	if aside.Rows > 0 && !c.setAside {
+		return &Refusal{[]string{fmt.Sprintf("%d rows have come whose timestamps are before 1970 or more than 48 hours ahead: run the command again with --set-aside", aside.Rows)}}
+	}
+	// The old table says in a query of its own what should have come.
+	var same bool
+	err = tx.QueryRow(ctx, fmt.Sprintf(`SELECT n, a::text, b::text, (n, a, b) = ($2::bigint, $3::numeric + $5::numeric, $4::numeric + $6::numeric)
+		FROM (SELECT coalesce(sum(n), 0)::bigint AS n, coalesce(sum(a), 0) AS a, coalesce(sum(b), 0) AS b FROM (%s) months) want`,
+		sums(row, c.log.relation+` WHERE id = ANY($1::bigint[])`)), ids, came.Rows+aside.Rows, came.A, came.B, aside.A, aside.B).Scan(&want.Rows, &want.A, &want.B, &same)
+	if err != nil {
+		return fmt.Errorf("check what has changed: %w", err)
+	}
+	if !same {
+		return fmt.Errorf("of %d changed rows %d were stored, or they were stored otherwise than they are: something interferes with the tables in audit_convert", want.Rows, came.Rows+aside.Rows)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"auditsink/migrations"
+)
+
+// staging makes what a conversion keeps its state in. Functions are called by triggers of the old table, hence by any role that writes to it:
+// they act as their owner, and look up nothing by a search path of the caller's.
+const staging = `
+	CREATE SCHEMA audit_convert;
+	CREATE TABLE audit_convert.convert_state (
+		stage text NOT NULL, cap bigint NOT NULL, upto timestamptz NOT NULL, total bigint NOT NULL, set_aside boolean NOT NULL, columns text NOT NULL,
+		aside_done boolean NOT NULL DEFAULT false, started_at timestamptz NOT NULL DEFAULT now());
+	CREATE TABLE audit_convert.convert_month (
+		lower timestamptz PRIMARY KEY, upper timestamptz NOT NULL, name text NOT NULL, copied bigint NOT NULL DEFAULT 0,
+		last_timestamp timestamptz NOT NULL, last_id bigint NOT NULL, loaded boolean NOT NULL DEFAULT false, attached boolean NOT NULL DEFAULT false);
+	CREATE TABLE audit_convert.convert_tally (
+		month timestamptz, aside boolean, n numeric NOT NULL, a numeric NOT NULL, b numeric NOT NULL, PRIMARY KEY (month, aside));
+	CREATE TABLE audit_convert.convert_change (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id bigint NOT NULL);
+	CREATE FUNCTION audit_convert.convert_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	BEGIN
+		IF TG_OP = 'DELETE' THEN
+			INSERT INTO audit_convert.convert_change (id) VALUES (OLD.id);
+		ELSIF TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
+			INSERT INTO audit_convert.convert_change (id) VALUES (OLD.id), (NEW.id);
+		ELSE
+			INSERT INTO audit_convert.convert_change (id) VALUES (NEW.id);
+		END IF;
+		RETURN NULL;
+	END $$;
+	CREATE FUNCTION audit_convert.convert_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RAISE EXCEPTION 'audit_log is being converted to auditsink''s and can''t be truncated: use DELETE, or end the conversion with: auditsink migrate convert --rollback'
+			USING ERRCODE = 'object_not_in_prerequisite_state';
+	END $$;
+	REVOKE ALL ON FUNCTION audit_convert.convert_note(), audit_convert.convert_refuse() FROM PUBLIC;`
+
+// prepare makes the new tables in a schema of their own. Nothing of the old table's is touched yet.
+func (c *conversion) prepare(ctx context.Context) error {
+	switch {
+	case c.stage == rollback:
+		return ErrRollingBack
+	case c.stage == "":
+		c.setAside = c.SetAside
+		plan, err := c.preflight(ctx)
+		if err != nil {
+			return err
+		}
+		c.Report(Progress{Stage: "making the new tables", Total: plan.Rows})
+		c.total, c.columns = plan.Rows, c.log.signature()
+		err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, staging); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `INSERT INTO audit_convert.convert_state (stage, cap, upto, total, set_aside, columns) VALUES ($1, 0, now(), $2, $3, $4)`,
+				staged, c.total, c.setAside, c.columns)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("make the schema audit_convert: %w", err)
+		}
+		c.stage = staged
+		hit("staged")
+	case c.columns != c.log.signature() || len(c.faults) > 0:
+		return &Refusal{append(c.faults, "it is not what it was when the conversion began: undo what was changed, or begin again after `auditsink migrate convert --rollback`")}
+	}
+	if c.SetAside && !c.setAside {
+		if _, err := c.conn.Exec(ctx, `UPDATE audit_convert.convert_state SET set_aside = true`); err != nil {
+			return fmt.Errorf("allow to set rows aside: %w", err)
+		}
+		c.setAside = true
+	}
+	// Again in every run, which may be of a newer binary than the one before.
+	if _, err := migrations.Apply(ctx, searching(c.URL, "audit_convert")); err != nil {
+		return fmt.Errorf("in the schema audit_convert: %w", err)
+	}
+	hit("migrated")
+	return nil
+}
+
+// searching returns a connection URL or key=value string with its search_path replaced: the last of a name holds.
+func searching(url, schema string) string {
+	separator := " "
+	if strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://") {
+		separator = "?"
+		if strings.Contains(url, "?") {
+			separator = "&"
+		}
+	}
+	return url + separator + "search_path=" + schema
+}
+
+// access gives a table of ours the owner and the grants of the one it replaces, and nothing else; sequences of the ids too.
+const access = `
+	SELECT format('ALTER TABLE %s OWNER TO %I', new, pg_get_userbyid(o.relowner)) FROM pg_class o, pg_class n
+	WHERE o.oid = old AND n.oid = new AND o.relkind <> 'S' AND o.relowner <> n.relowner
+	UNION ALL
+	SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', noun, new, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
+	FROM pg_class n, aclexplode(n.relacl) a WHERE n.oid = new
+	UNION ALL
+	SELECT DISTINCT format('GRANT %s ON %s %s TO %s%s', a.privilege_type, noun, new, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+	                       CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+	FROM pg_class o, aclexplode(coalesce(o.relacl, acldefault(CASE o.relkind WHEN 'S' THEN 's'::"char" ELSE 'r'::"char" END, o.relowner))) a WHERE o.oid = old
+	UNION ALL
+	SELECT DISTINCT format('GRANT %s (%I) ON TABLE %s TO %s%s', a.privilege_type, t.attname, new, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
+	                       CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
+	FROM pg_attribute t, aclexplode(t.attacl) a WHERE t.attrelid = old AND t.attnum > 0 AND NOT t.attisdropped`
+
+// giveAccess runs what access says. Old and new are names with their schemas, quoted; noun is TABLE or SEQUENCE.
+func giveAccess(ctx context.Context, tx pgx.Tx, noun, from, to string) error {
+	query := strings.NewReplacer("noun", "$1::text", "old", "$2::text::regclass", "new", "$3::text::regclass").Replace(access)
+	return statements(ctx, tx, query, noun, from, to)
+}
+
+// note lets changes of the old table be noted from now on. No row that was there before is missed, since CREATE TRIGGER waits until all who have written
+// are through; ids above cap came afterwards, so their rows need not be copied. Triggers fire for a replication's writes too (ALWAYS).
+func (c *conversion) note(ctx context.Context) error {
+	if c.stage != staged {
+		return nil
+	}
+	if found, err := c.taken(ctx); err != nil || len(found) > 0 {
+		return errors.Join(err, &Refusal{found})
+	}
+	p := Progress{Stage: "beginning to note changes", Total: c.total}
+	c.Report(p)
+	err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS audit_convert.audit_log_set_aside (LIKE audit_convert.audit_log, why text NOT NULL, set_aside_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (id));
+			ALTER TABLE audit_convert.audit_log_set_aside ALTER recorded_at SET DEFAULT now();
+			COMMENT ON TABLE audit_convert.audit_log_set_aside IS 'Rows of the replaced system whose timestamps no partition is made for'`)
+		if err != nil {
+			return err
+		}
+		for _, to := range []string{"audit_log", "audit_log_set_aside"} {
+			if err := giveAccess(ctx, tx, "TABLE", c.log.relation, "audit_convert."+to); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("give the new table the owner and the grants of the old one: %w", err)
+	}
+	hit("granted")
+	err = c.briefly(ctx, p, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf(`
+			CREATE TRIGGER auditsink_convert_note AFTER INSERT OR UPDATE OR DELETE ON %[1]s FOR EACH ROW EXECUTE FUNCTION audit_convert.convert_note();
+			CREATE TRIGGER auditsink_convert_refuse BEFORE TRUNCATE ON %[1]s FOR EACH STATEMENT EXECUTE FUNCTION audit_convert.convert_refuse();
+			ALTER TABLE %[1]s ENABLE ALWAYS TRIGGER auditsink_convert_note, ENABLE ALWAYS TRIGGER auditsink_convert_refuse`, c.log.relation))
+		if err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, fmt.Sprintf(`UPDATE audit_convert.convert_state SET stage = $1, cap = (SELECT coalesce(max(id), 0) FROM %s), upto = now() + interval '%s' RETURNING cap, upto`,
+			c.log.relation, future), copying).Scan(&c.cap, &c.upto)
+	})
+	if err != nil {
+		return fmt.Errorf("make the triggers that note changes: %w", err)
+	}
+	c.stage = copying
+	hit("noting")
+	return nil
+}
