@@ -37,6 +37,7 @@ type options struct {
 	backlog backlogPlan
 	outage  outagePlan
 	scale   scalePlan
+	convert convertPlan
 }
 
 func main() {
@@ -62,6 +63,7 @@ func parse(args []string) (options, error) {
 		backlog: backlogPlan{lanes: 64},
 		outage:  outagePlan{lanes: 8, rate: 5000, before: 20 * time.Second, down: time.Minute, after: 40 * time.Second},
 		scale:   scalePlan{lanes: 16, rate: 2000, workers: []int{1, 4, 2}, each: 20 * time.Second},
+		convert: convertPlan{rows: 2_000_000, months: 24, rate: 500, writers: 4, before: 5 * time.Second, after: 5 * time.Second},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
@@ -71,7 +73,8 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
-	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: throughput, outage, backlog, scale")
+	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: throughput, outage, backlog, scale, convert")
+	flags.IntVar(&o.convert.rows, "convert-rows", o.convert.rows, "rows of the table that is converted")
 	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
 	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
 	variants := flags.String("variants", "none,all", "indexes on audit_log: none, all, or both parted by a comma")
@@ -96,7 +99,7 @@ func parse(args []string) (options, error) {
 		to          *[]string
 	}{
 		{"variants", *variants, []string{"none", "all"}, &o.variants},
-		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale"}, &o.scenarios},
+		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale", "convert"}, &o.scenarios},
 		{"backlog-codecs", *compressed, []string{"snappy", "none", "zstd"}, &o.backlog.codecs},
 	} {
 		*list.to = strings.Split(list.value, ",")
@@ -149,6 +152,8 @@ func (b *bench) scenario(ctx context.Context, name string, r *report) (err error
 		r.Outage, err = b.surviveOutage(ctx)
 	case "backlog":
 		r.Backlogs, err = b.backlogs(ctx)
+	case "convert":
+		r.Convert, err = b.convertTable(ctx)
 	case "scale":
 		r.Scale, err = b.measureScaling(ctx)
 	default:

@@ -91,6 +91,7 @@ type report struct {
 	Outage   *outageFigures   `json:"outage,omitempty"`
 	Backlogs []backlogFigures `json:"backlogs,omitempty"`
 	Scale    *scaleFigures    `json:"scale,omitempty"`
+	Convert  *convertFigures  `json:"convert,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -152,6 +153,7 @@ func (r *report) publish(out io.Writer, path string) error {
 	r.Outage.print(&text)
 	printBacklogs(&text, r.Backlogs)
 	r.Scale.print(&text)
+	r.Convert.print(&text)
 	if _, err := out.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
