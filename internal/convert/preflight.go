@@ -243,7 +243,7 @@ func (c *conversion) values(ctx context.Context) (plan Plan, err error) {
 			if n == 0 || f.aside && c.setAside {
 				continue
 			}
-			ids, err := c.list(ctx, "SELECT id::text FROM "+t.relation+" WHERE "+f.where+" LIMIT 5")
+			ids, err := c.list(ctx, "SELECT id::text FROM "+t.relation+" WHERE "+f.where+" ORDER BY id LIMIT 5")
 			if err != nil {
 				return plan, fmt.Errorf("name rows of %s: %w", t.relation, err)
 			}

@@ -110,11 +110,11 @@ func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 	if err := c.apply(ctx, tx, waiting); err != nil {
 		return fmt.Errorf("apply the last changes: %w", err)
 	}
-	now, _, err := find(ctx, tx, c.schema, auditLog)
+	now, faults, err := find(ctx, tx, c.schema, auditLog)
 	if err != nil {
 		return err
 	}
-	if now.signature() != c.columns {
+	if now.signature() != c.columns || len(faults) > 0 {
 		return errors.New("the columns of audit_log have changed meanwhile: begin again after `auditsink migrate convert --rollback`")
 	}
 	for _, t := range c.tables() {
