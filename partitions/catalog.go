@@ -58,11 +58,16 @@ func read(ctx context.Context, db querier) (Catalog, error) {
 	if err != nil {
 		return Catalog{}, err
 	}
+	// A table's name is also its row type's, so a domain or an enum is in the way as well.
 	rows, err := db.Query(ctx, `
 		SELECT c.relname::text FROM pg_class parent
 		JOIN pg_class c ON c.relnamespace = parent.relnamespace
 		WHERE parent.oid = 'audit_log'::regclass AND c.relname ~ '^audit_log_[0-9_]+$'
 		  AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid AND i.inhparent = parent.oid)
+		UNION
+		SELECT t.typname::text FROM pg_class parent
+		JOIN pg_type t ON t.typnamespace = parent.relnamespace
+		WHERE parent.oid = 'audit_log'::regclass AND t.typname ~ '^audit_log_[0-9_]+$' AND t.typrelid = 0
 		ORDER BY 1`)
 	if err != nil {
 		return Catalog{}, fmt.Errorf("read the names in use: %w", err)
