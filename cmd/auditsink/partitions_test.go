@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -121,6 +123,56 @@ func boundsNames(all []partitions.Bounds) (names []string) {
 		names = append(names, b.Name)
 	}
 	return names
+}
+
+// TestTimeZones: partitions are UTC's, whatever the time zone of the process, of the database's sessions, and the style of its dates. At any time it is another day
+// than UTC's in one of these zones.
+func TestTimeZones(t *testing.T) {
+	t.Parallel()
+	for i, zone := range []string{"Pacific/Kiritimati", "Etc/GMT+12"} {
+		t.Run(zone, func(t *testing.T) {
+			databaseURL := testkit.Postgres(t, []int{15, 18}[i])
+			name := strings.TrimPrefix(mustParse(t, databaseURL).Path, "/")
+			statement(t, databaseURL, `ALTER DATABASE `+name+` SET timezone = '`+zone+`'`)
+			statement(t, databaseURL, `ALTER DATABASE `+name+` SET datestyle = 'German'`)
+			s := settings{"POSTGRES_URL": databaseURL, "POSTGRES_PREPARED": "false", "PARTITION_INTERVAL": "day", "PARTITION_AHEAD": "40"}
+			path, err := binary()
+			require.NoError(t, err)
+			auditsink := func(args ...string) string {
+				cmd := exec.CommandContext(t.Context(), path, args...)
+				cmd.Env = []string{"TZ=" + zone, "PGTZ=" + zone}
+				for k, v := range s {
+					cmd.Env = append(cmd.Env, "AUDITSINK_"+k+"="+v)
+				}
+				out, err := cmd.CombinedOutput()
+				require.NoError(t, err, "%s", out)
+				return string(out)
+			}
+			today := func() string {
+				return value(t, databaseURL, `SELECT to_char(now() AT TIME ZONE 'UTC', '"audit_log_"YYYY_MM_DD')`)
+			}
+			before := today()
+			auditsink("migrate", "up")
+			created := column[string](t, databaseURL, `SELECT partition_name FROM audit_log_partition_bounds() ORDER BY lower_bound`)
+			require.Len(t, created, 41)
+			require.Contains(t, []string{before, today()}, created[0])
+			requireDays := func() {
+				require.Zero(t, number(t, databaseURL, `SELECT count(*) FROM audit_log_partition_bounds()
+					WHERE partition_name <> to_char(lower_bound AT TIME ZONE 'UTC', '"audit_log_"YYYY_MM_DD')
+					OR lower_bound AT TIME ZONE 'UTC' <> date_trunc('day', lower_bound AT TIME ZONE 'UTC') OR upper_bound - lower_bound <> interval '24 hours'`))
+			}
+			requireDays()
+
+			s["PARTITION_AHEAD"] = "43" // over midnight it is one more
+			var planned partitionsReport
+			require.NoError(t, json.Unmarshal([]byte(auditsink("partitions", "plan", "--json")), &planned))
+			require.GreaterOrEqual(t, len(planned.Create), 3)
+			require.Equal(t, planned.Create[0].From, planned.ReadyUntil)
+			require.Contains(t, auditsink("partitions", "apply", "--execute"), planned.Create[0].String())
+			require.GreaterOrEqual(t, number(t, databaseURL, `SELECT count(*) FROM audit_log_partition_bounds()`), int64(44))
+			requireDays()
+		})
+	}
 }
 
 // TestWildTimestamps: events dated in year 1, 2097 or 52217, and events in records that are themselves dated so, end in quarantine. Good events around them

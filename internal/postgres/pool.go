@@ -65,6 +65,8 @@ func parse(o Options) (*pgxpool.Config, error) {
 	if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
 		cfg.ConnConfig.RuntimeParams["application_name"] = "auditsink"
 	}
+	// Without prepared statements times come as text, of which pgx reads no other style. Poolers know the parameter.
+	cfg.ConnConfig.RuntimeParams["datestyle"] = "ISO, YMD"
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
