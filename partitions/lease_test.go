@@ -160,8 +160,8 @@ func renewals(t *testing.T, db *pgxpool.Pool, n int) {
 	}
 }
 
-// oracle makes every transaction of the leader confirm its term and then say it where all can see: never a lower one after a higher.
-const oracle = `CREATE TABLE oracle (term bigint NOT NULL, times bigint NOT NULL); INSERT INTO oracle VALUES (0, 0)`
+// oracleTable makes every transaction of the leader confirm its term and then say it where all can see: never a lower one after a higher.
+const oracleTable = `CREATE TABLE oracle (term bigint NOT NULL, times bigint NOT NULL); INSERT INTO oracle VALUES (0, 0)`
 
 // obey is the leader's work for the oracle, until the term is over.
 func obey(db *pgxpool.Pool, violated *sync.Map) func(context.Context, Term) error {
@@ -210,7 +210,7 @@ func confirmed(ctx context.Context, db *pgxpool.Pool, term Term, do func(say fun
 func TestOneLeadsAtATime(t *testing.T) {
 	sites(t, func(t *testing.T, s site) {
 		watch := open(t, s.db)
-		exec(t, watch, oracle)
+		exec(t, watch, oracleTable)
 		violated := &sync.Map{}
 		far, network := s.through(t)
 		join := func(s site) *replica {

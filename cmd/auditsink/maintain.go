@@ -14,27 +14,27 @@ import (
 	"auditsink/partitions"
 )
 
-// countInterval is how often every worker, leading or not, looks at the table partitions for its gauges.
-const countInterval = time.Minute
+// watchInterval is how often every worker, leading or not, looks at the table partitions for metrics and health.
+const watchInterval = time.Minute
 
 // maintain takes part in the election of the leader, and maintains the table partitions whenever this worker leads, until ctx ends; then another
-// worker takes over at once. It also keeps the gauges about table partitions. Nothing that happens to it ends the worker.
-func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) error {
-	counted := make(chan struct{})
+// worker takes over at once. It also tells metrics and health about them. Nothing that happens to it ends the worker.
+func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, m *metrics.Metrics, log *zap.Logger) error {
+	watched := make(chan struct{})
 	go func() {
-		defer close(counted)
-		keepCounting(ctx, min(countInterval, cfg.MaintenanceInterval), pool, m, log)
+		defer close(watched)
+		keepWatching(ctx, min(watchInterval, cfg.MaintenanceInterval), watch, log)
 	}()
-	defer func() { <-counted }()
-	maintainer := &maintainer{cfg: cfg, pool: pool, metrics: m, log: log}
-	if err := lease(cfg, m, log).Lead(ctx, pool.Pool, maintainer.lead); err != nil {
+	defer func() { <-watched }()
+	maintainer := &maintainer{work: maintenance(cfg, pool), interval: cfg.MaintenanceInterval, watch: watch, metrics: m, log: log}
+	if err := lease(cfg, watch, m, log).Lead(ctx, pool.Pool, maintainer.lead); err != nil {
 		return fmt.Errorf("maintain the table partitions: %w", err)
 	}
 	return nil
 }
 
 // lease is this worker's part in the election, with what logs and metrics tell of it.
-func lease(cfg config.Config, m *metrics.Metrics, log *zap.Logger) partitions.Lease {
+func lease(cfg config.Config, watch *partitions.Watch, m *metrics.Metrics, log *zap.Logger) partitions.Lease {
 	about := func(term partitions.Term) []zap.Field {
 		return []zap.Field{zap.Int64("term", term.Number), zap.String("holder", term.Holder)}
 	}
@@ -49,6 +49,7 @@ func lease(cfg config.Config, m *metrics.Metrics, log *zap.Logger) partitions.Le
 		Ended: func(term partitions.Term, err error) {
 			m.Leader.Set(0)
 			m.LeaderSince.Set(0)
+			watch.StandDown()
 			if err != nil {
 				log.Warn("leading no more", append(about(term), zap.Error(err))...)
 				return
@@ -67,16 +68,17 @@ func lease(cfg config.Config, m *metrics.Metrics, log *zap.Logger) partitions.Le
 
 // maintainer is the work of the leader.
 type maintainer struct {
-	cfg     config.Config
-	pool    *postgres.Pool
-	metrics *metrics.Metrics
-	log     *zap.Logger
+	work     partitions.Maintenance
+	interval time.Duration
+	watch    *partitions.Watch
+	metrics  *metrics.Metrics
+	log      *zap.Logger
 }
 
 // lead makes a round at once and then one every AUDITSINK_MAINTENANCE_INTERVAL, until ctx ends or the term does. A round that fails is made again at
 // its next time: partitions are there for months ahead.
 func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
-	tick := time.NewTicker(w.cfg.MaintenanceInterval)
+	tick := time.NewTicker(w.interval)
 	defer tick.Stop()
 	for {
 		err := w.round(ctx, term)
@@ -86,7 +88,7 @@ func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
 		case errors.Is(err, partitions.ErrDeposed):
 			return err
 		case err != nil:
-			w.log.Error("maintenance of the table partitions failed, trying again", zap.Duration("in", w.cfg.MaintenanceInterval), zap.Error(postgres.Explain(err)))
+			w.log.Error("maintenance of the table partitions failed, trying again", zap.Duration("in", w.interval), zap.Error(postgres.Explain(err)))
 		}
 		select {
 		case <-ctx.Done():
@@ -97,19 +99,31 @@ func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
 }
 
 // round is what the leader does each time.
-func (w *maintainer) round(ctx context.Context, _ partitions.Term) error {
-	return ensurePartitions(ctx, w.cfg, w.pool, w.metrics)
-}
-
-func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) error {
-	if _, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg)); err != nil {
-		return fmt.Errorf("ensure the table partitions: %w", err)
+func (w *maintainer) round(ctx context.Context, term partitions.Term) error {
+	done, err := w.work.Round(ctx, term)
+	for _, did := range done {
+		w.log.Info("table partitions maintained", zap.Stringer("did", did))
 	}
-	return countPartitions(ctx, pool, m)
+	if err == nil {
+		w.metrics.MaintenanceLastSuccess.SetToCurrentTime()
+	}
+	if told := w.watch.PublishStatistics(ctx, time.Now()); told != nil {
+		err = errors.Join(err, fmt.Errorf("look at the table partitions: %w", told))
+	}
+	return err
 }
 
-// keepCounting counts the table partitions until ctx ends, whoever makes and removes them.
-func keepCounting(ctx context.Context, interval time.Duration, pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) {
+// maintenance is the leader's work by the settings.
+func maintenance(cfg config.Config, pool *postgres.Pool) partitions.Maintenance {
+	return partitions.Maintenance{DB: pool.Pool, Schedule: schedule(cfg), Retention: retention(cfg), Now: time.Now}
+}
+
+func retention(cfg config.Config) partitions.Retention {
+	return partitions.Retention{Enforce: cfg.RetentionEnforce, MinDays: cfg.RetentionMinDays, Grace: time.Duration(cfg.RetentionGraceDays) * 24 * time.Hour}
+}
+
+// keepWatching looks at the table partitions until ctx ends, whoever makes and removes them.
+func keepWatching(ctx context.Context, interval time.Duration, watch *partitions.Watch, log *zap.Logger) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	failing := false
@@ -119,20 +133,10 @@ func keepCounting(ctx context.Context, interval time.Duration, pool *postgres.Po
 			return
 		case <-tick.C:
 		}
-		err := countPartitions(ctx, pool, m)
+		err := watch.Publish(ctx, time.Now())
 		if err != nil && !failing && ctx.Err() == nil {
-			log.Warn("the metrics of table partitions are out of date, trying again", zap.Error(postgres.Explain(err)))
+			log.Warn("what metrics and health say of the table partitions is out of date, trying again", zap.Error(postgres.Explain(err)))
 		}
 		failing = err != nil
 	}
-}
-
-func countPartitions(ctx context.Context, pool *postgres.Pool, m *metrics.Metrics) error {
-	all, err := partitions.List(ctx, pool.Pool)
-	if err != nil {
-		return fmt.Errorf("list the table partitions: %w", err)
-	}
-	m.TablePartitions.Set(float64(len(all)))
-	m.PartitionsReadyUntil.Set(float64(partitions.ReadyUntil(time.Now(), all).Unix()))
-	return nil
 }

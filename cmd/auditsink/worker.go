@@ -48,6 +48,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 		defer maintenance.Close()
 	}
 
+	watch := partitions.NewWatch(maintenance.Pool, m, schedule(cfg), cfg.RetentionEnforce)
 	group, life := errgroup.WithContext(life)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -56,7 +57,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 	ready(http.Addr())
 	group.Go(func() error {
 		defer end()
-		err := prepare(ctx, cfg, log, ingest, maintenance, m, state)
+		err := prepare(ctx, cfg, log, ingest, maintenance, watch, state)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil // told to stop before it began
@@ -64,14 +65,14 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 			return err
 		}
 		// Until ctx ends, not life: maintenance is handed over at once, while the lanes drain.
-		group.Go(func() error { return maintain(ctx, cfg, maintenance, m, log) })
-		return consume(ctx, cfg, log, ingest, maintenance, m, state)
+		group.Go(func() error { return maintain(ctx, cfg, maintenance, watch, m, log) })
+		return consume(ctx, cfg, log, ingest, maintenance, watch, m, state)
 	})
 	return group.Wait()
 }
 
 // prepare waits for Postgres and the brokers, and checks that schema, table partitions and topics are there.
-func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, m *metrics.Metrics, state *readiness) error {
+func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, watch *partitions.Watch, state *readiness) error {
 	state.set("waiting for Postgres")
 	if err := awaitDatabase(ctx, cfg, ingest, log); err != nil {
 		return err
@@ -84,8 +85,11 @@ func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 			return err
 		}
 	}
-	if err := ensurePartitions(ctx, cfg, maintenance, m); err != nil {
-		return postgres.Explain(err)
+	if _, err := partitions.Ensure(ctx, maintenance.Pool, time.Now(), schedule(cfg)); err != nil {
+		return fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
+	}
+	if err := watch.Publish(ctx, time.Now()); err != nil {
+		return fmt.Errorf("look at the table partitions: %w", postgres.Explain(err))
 	}
 	state.set("waiting for Kafka")
 	return awaitTopics(ctx, cfg, log)
@@ -125,12 +129,12 @@ func awaitTopics(ctx context.Context, cfg config.Config, log *zap.Logger) error 
 }
 
 // consume runs the group member until ctx ends, and bounds how long it takes to stop after that.
-func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, m *metrics.Metrics, state *readiness) error {
+func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, watch *partitions.Watch, m *metrics.Metrics, state *readiness) error {
 	opts, err := kafka.Options(cfg, log)
 	if err != nil {
 		return err
 	}
-	s := sink.New(ingest, rules(cfg), lateDays(cfg, maintenance, m), m, log)
+	s := sink.New(ingest, rules(cfg), lateDays(cfg, maintenance, watch), m, log)
 	member, err := consumer.New(consumer.Options{
 		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
 		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
@@ -186,7 +190,7 @@ func owner() string {
 }
 
 // lateDays makes table partitions on demand, for late events.
-func lateDays(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.EnsureFunc {
+func lateDays(cfg config.Config, pool *postgres.Pool, watch *partitions.Watch) sink.EnsureFunc {
 	return func(ctx context.Context, days []time.Time) ([]time.Time, error) {
 		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), schedule(cfg), days)
 		var refused *partitions.RangeError
@@ -196,7 +200,7 @@ func lateDays(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics) sink.E
 		if err != nil {
 			return nil, err
 		}
-		return nil, countPartitions(ctx, pool, m)
+		return nil, watch.Publish(ctx, time.Now())
 	}
 }
 
