@@ -313,14 +313,25 @@ func (w *world) lead() {
 	if breaks {
 		w.saboteur.arm(rapid.IntRange(1, 60).Draw(w.rt, "after"), rapid.Bool().Draw(w.rt, "late"))
 	}
+	w.settle()
+	before := w.state()
 	_, err := Retire(w.t.Context(), w.frail, w.terms[who], w.now, enforced)
 	if err == nil && rapid.Bool().Draw(w.rt, "expire") {
 		_, err = Expire(w.t.Context(), w.frail, w.terms[who], w.now, enforced)
 	}
 	w.saboteur.arm(0, false)
-	if !breaks && !errors.Is(err, ErrDeposed) {
+	if w.terms[who].Number < w.terms[1-who].Number {
+		require.Equal(w.rt, before, w.state(), "a leader that isn't one any more changed something")
+	} else if !breaks {
 		require.NoError(w.rt, err)
 	}
+}
+
+// state is what a leader can change.
+func (w *world) state() string {
+	w.settle()
+	return one[string](w, `SELECT concat((SELECT string_agg(b::text, ' ') FROM audit_log_partition_bounds() b), (SELECT count(*) FROM audit_log),
+		(SELECT string_agg(e::text, ' ' ORDER BY id) FROM audit_partition_event e), (SELECT string_agg(t.relname, ' ' ORDER BY 1) FROM (`+tables+`) t))`)
 }
 
 func (w *world) removeEmpty() {
