@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -134,12 +135,10 @@ func bringBackFor(ctx context.Context, db *pgxpool.Pool, times []time.Time) ([]S
 	return back, nil
 }
 
-// takes tells whether a time is within the bounds.
+// takes tells whether the UTC day of a time is within the bounds, or a part of it.
 func (b Bounds) takes(times []time.Time) bool {
-	for _, t := range times {
-		if !b.Default && !t.Before(b.From) && (b.To.IsZero() || t.Before(b.To)) {
-			return true
-		}
-	}
-	return false
+	return !b.Default && slices.ContainsFunc(times, func(t time.Time) bool {
+		day := Day.start(t)
+		return Day.add(day, 1).After(b.From) && (b.To.IsZero() || day.Before(b.To))
+	})
 }

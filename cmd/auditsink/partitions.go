@@ -21,7 +21,8 @@ func newPartitionsCommand() *cobra.Command {
 		Short: "See, predict and steer what becomes of the table partitions",
 		RunE:  needsSubcommand,
 	}
-	c.AddCommand(newPartitionsListCommand(), newPartitionsStatsCommand(), newPartitionsPlanCommand(), newPartitionsApplyCommand())
+	c.AddCommand(newPartitionsListCommand(), newPartitionsStatsCommand(), newPartitionsPlanCommand(), newPartitionsApplyCommand(),
+		newPartitionsHoldCommand(), newPartitionsReleaseCommand(), newPartitionsRestoreCommand())
 	return c
 }
 
