@@ -76,7 +76,7 @@ func rank(s metrics.Status) int {
 func adviseFuture(s Survey, schedule Schedule, _ bool) []Advice {
 	ready := ReadyUntil(s.Now, s.Catalog.Partitions)
 	if RunsOut(s.Now, s.Catalog.Partitions, schedule.Interval) {
-		remedy := "run `auditsink partitions apply`, and see in the leader's log why it creates none"
+		remedy := "run `auditsink partitions apply --execute`, and see in the leader's log why it creates none"
 		if schedule.Ahead < alertIntervals {
 			remedy = fmt.Sprintf("set AUDITSINK_PARTITION_AHEAD to %d or more", alertIntervals)
 		}
@@ -96,7 +96,7 @@ func adviseFuture(s Survey, schedule Schedule, _ bool) []Advice {
 		return []Advice{{
 			Severity: metrics.Warning,
 			Problem:  fmt.Sprintf("audit_log has partitions until %s, fewer than the %d intervals (%s) ahead that AUDITSINK_PARTITION_AHEAD wants", stamp(ready), schedule.Ahead, interval(schedule)),
-			Remedy:   "see with `auditsink partitions plan` what is missing; `auditsink partitions apply` creates it",
+			Remedy:   "see with `auditsink partitions plan` what is missing; `auditsink partitions apply --execute` creates it",
 		}}
 	}
 	return nil

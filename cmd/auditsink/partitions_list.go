@@ -10,6 +10,7 @@ import (
 
 	"auditsink/config"
 	"auditsink/internal/postgres"
+	"auditsink/migrations"
 	"auditsink/partitions"
 )
 
@@ -71,6 +72,9 @@ func inspectPartitions(cmd *cobra.Command) (partitions.Survey, config.Config, er
 		return partitions.Survey{}, cfg, err
 	}
 	defer pool.Close()
+	if err := migrations.Check(cmd.Context(), pool.Pool); err != nil {
+		return partitions.Survey{}, cfg, postgres.Explain(err)
+	}
 	survey, err := partitions.Inspect(cmd.Context(), pool.Pool, time.Now())
 	if err != nil {
 		return partitions.Survey{}, cfg, postgres.Explain(err)
