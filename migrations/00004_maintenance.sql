@@ -44,6 +44,27 @@ END
 $$;
 -- +goose StatementEnd
 
+-- As before, but pg_get_expr isn't told the relation (there are no columns in a bound): it would lock it, and so wait for whoever keeps readers out of a
+-- partition. Looking at the partitions must not wait for one of them.
+-- +goose StatementBegin
+CREATE OR REPLACE FUNCTION audit_log_partition_bounds()
+RETURNS TABLE (relid oid, partition_name text, lower_bound timestamptz, upper_bound timestamptz, is_default boolean, is_detaching boolean)
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT SET timezone = 'UTC' SET datestyle = 'ISO, YMD'
+AS $$
+    SELECT c.oid, c.relname::text,
+           CASE WHEN bounds[1] NOT IN ('MINVALUE', '''-infinity''') THEN trim(BOTH '''' FROM bounds[1])::timestamptz END,
+           CASE WHEN bounds[2] NOT IN ('MAXVALUE', '''infinity''')  THEN trim(BOTH '''' FROM bounds[2])::timestamptz END,
+           bound = 'DEFAULT', i.inhdetachpending
+    FROM pg_inherits i
+    JOIN pg_class c ON c.oid = i.inhrelid
+    CROSS JOIN LATERAL pg_get_expr(c.relpartbound, 0) AS bound
+    CROSS JOIN LATERAL regexp_match(bound, '^FOR VALUES FROM \((.*)\) TO \((.*)\)$') AS bounds
+    WHERE i.inhparent = 'audit_log'::regclass
+    ORDER BY 3 NULLS FIRST, 2
+$$;
+-- +goose StatementEnd
+
 -- The first four columns are the replaced system's. What has a state but is no partition any more is detached: in its grace period before it is
 -- dropped. Oldest and newest event are two look-ups in an index each, and null without one (or without the right to read the partition).
 DROP FUNCTION get_audit_partition_stats();

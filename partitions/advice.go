@@ -269,7 +269,7 @@ func adviseStatistics(s Survey, _ Schedule, _ bool) []Advice {
 		partitions      []string
 		problem, remedy string
 	}{
-		{never, "%s never analyzed, so queries are planned without knowing the rows", "ANALYZE"},
+		{never, "%s not analyzed yet, so queries are planned without knowing the rows", "ANALYZE"},
 		{stale, "%s changed by more than a fifth since the last ANALYZE", "ANALYZE"},
 		{dead, "%s full of dead rows (over 20 %% and over 10,000)", "VACUUM (ANALYZE)"},
 	} {

@@ -80,7 +80,9 @@ func TestAdvise(t *testing.T) {
 		"the interval began an hour ago": {func(s *Survey) { s.Now = at("2027-01-01T01:00:00Z") }, month, true, []string{
 			"warning audit_log has partitions until 2027-07-01T00:00:00Z, fewer than the 6 intervals (month) ahead that AUDITSINK_PARTITION_AHEAD wants: see with `auditsink partitions plan` what is missing; `auditsink partitions apply --execute` creates it",
 		}},
-		"a default partition": {func(s *Survey) { s.Catalog.Partitions = append(s.Catalog.Partitions, Bounds{Name: "The Rest", Default: true}) }, month, true, []string{
+		"a default partition": {func(s *Survey) {
+			s.Catalog.Partitions = append(s.Catalog.Partitions, Bounds{Name: "The Rest", Default: true})
+		}, month, true, []string{
 			"warning audit_log has a DEFAULT partition, The Rest, beside which no partition can be created without stopping ingest: run `ALTER TABLE audit_log DETACH PARTITION \"The Rest\"` and insert its rows into audit_log again",
 		}},
 		"a name is taken, and a stranger": {func(s *Survey) {
@@ -127,14 +129,21 @@ func TestAdvise(t *testing.T) {
 			s.Stats[0].Rows = rows(100_000_001)
 			s.Catalog.Partitions = ahead(now, Month, 6)
 		}, Schedule{Interval: Day, Ahead: 6}, true, nil},
-		"never analyzed": {func(s *Survey) { s.Stats[0].Rows, s.Stats[0].Newest, s.Stats[3].Rows, s.Stats[3].ModifiedRows = nil, now, nil, 0 }, month, true, []string{
+		"never analyzed": {func(s *Survey) {
+			s.Stats[0].Rows, s.Stats[0].Newest, s.Stats[3].Rows, s.Stats[3].ModifiedRows = nil, now, nil, 0
+			s.Stats[0].DeadRows, s.Stats[3].DeadRows = 0, 0
+		}, month, true, []string{
 			"warning audit_log_2026_11 is not analyzed yet, so queries are planned without knowing the rows: run `ANALYZE audit_log_2026_11`, and see that autovacuum is on",
 		}},
 		"many modifications": {func(s *Survey) { s.Stats[0].ModifiedRows, s.Stats[2].ModifiedRows = 200_001, 200_000 }, month, true, []string{
 			"warning audit_log_2026_11 is changed by more than a fifth since the last ANALYZE: run `ANALYZE audit_log_2026_11`, and see that autovacuum is on",
 		}},
-		"few rows, few modifications": {func(s *Survey) { s.Stats[0].Rows, s.Stats[0].ModifiedRows, s.Stats[0].DeadRows = rows(10), 10_000, 10_000 }, month, true, nil},
-		"dead rows": {func(s *Survey) { s.Stats[0].DeadRows, s.Stats[1].DeadRows, s.Stats[2].DeadRows = 250_005, 300_000, 249_995 }, month, true, []string{
+		"few rows, few modifications": {func(s *Survey) {
+			s.Stats[0].Rows, s.Stats[0].ModifiedRows, s.Stats[0].DeadRows = rows(10), 10_000, 10_000
+		}, month, true, nil},
+		"dead rows": {func(s *Survey) {
+			s.Stats[0].DeadRows, s.Stats[1].DeadRows, s.Stats[2].DeadRows = 250_005, 300_000, 249_995
+		}, month, true, []string{
 			"warning audit_log_2026_11, audit_log_2026_12_01 are full of dead rows (over 20 % and over 10,000): run `VACUUM (ANALYZE) audit_log_2026_11, audit_log_2026_12_01`, and see that autovacuum is on",
 		}},
 		"the worst comes first": {func(s *Survey) {
