@@ -7,17 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"auditsink/internal/testkit"
-)
-
-const (
-	testTimeout = time.Minute
-	testTick    = 20 * time.Millisecond
 )
 
 func TestMain(m *testing.M) { testkit.Main(m) }

@@ -59,8 +59,8 @@ func (c *conversion) reconcile(ctx context.Context) error {
 			}
 			delete(is, month)
 		}
-		for month, new := range is {
-			return c.mismatch(ctx, tx, month, sum{}, new)
+		for month, ours := range is {
+			return c.mismatch(ctx, tx, month, sum{}, ours)
 		}
 		// What is yet to be removed counts here.
 		_, err = tx.Exec(ctx, fmt.Sprintf(`DELETE FROM audit_convert.convert_tally;
@@ -89,8 +89,8 @@ func monthly(ctx context.Context, tx pgx.Tx, query string) (map[string]sum, erro
 }
 
 // mismatch finds out which rows of a month differ.
-func (c *conversion) mismatch(ctx context.Context, tx pgx.Tx, month string, old, new sum) error {
-	e := &MismatchError{Month: month, Old: old.Rows, New: new.Rows}
+func (c *conversion) mismatch(ctx context.Context, tx pgx.Tx, month string, was, is sum) error {
+	e := &MismatchError{Month: month, Old: was.Rows, New: is.Rows}
 	if at, err := time.Parse("2006-01-02 15:04:05-07", month); err == nil {
 		e.Month = at.Format("2006-01")
 	}

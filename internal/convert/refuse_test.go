@@ -31,18 +31,28 @@ func TestCorruptionIsFound(t *testing.T) {
 		before, shape := content(t, conn, "audit_log"), schema(t, conn)
 		partition := "audit_convert.audit_log_2024_05"
 		for _, plant := range []struct{ name, sql, undo, month, row string }{
-			{"a row is missing", `CREATE TABLE aside AS SELECT * FROM ` + partition + ` ORDER BY id LIMIT 1; DELETE FROM ` + partition + ` WHERE id = (SELECT id FROM aside)`,
-				`INSERT INTO ` + partition + ` SELECT * FROM aside; DROP TABLE aside`, "2024-05", "is missing"},
+			{
+				"a row is missing", `CREATE TABLE aside AS SELECT * FROM ` + partition + ` ORDER BY id LIMIT 1; DELETE FROM ` + partition + ` WHERE id = (SELECT id FROM aside)`,
+				`INSERT INTO ` + partition + ` SELECT * FROM aside; DROP TABLE aside`, "2024-05", "is missing",
+			},
 			{"a row is another", `UPDATE audit_convert.audit_log SET action = action || '.' WHERE id = 1`, `UPDATE audit_convert.audit_log SET action = left(action, -1) WHERE id = 1`, "2014-12", "id 1 is another"},
 			{"a row is null where it was empty", `UPDATE audit_convert.audit_log SET ttl = '' WHERE id = 3`, `UPDATE audit_convert.audit_log SET ttl = NULL WHERE id = 3`, "2016-02", "id 3 is another"},
-			{"a row is another by a microsecond", `UPDATE audit_convert.audit_log SET timestamp = timestamp - interval '1 microsecond' WHERE id = 3`,
-				`UPDATE audit_convert.audit_log SET timestamp = timestamp + interval '1 microsecond' WHERE id = 3`, "2016-02", "id 3 is another"},
-			{"a row is too many", `INSERT INTO audit_convert.audit_log (id, timestamp, action, status) VALUES (1, '2015-01-05', 'x', 'success')`,
-				`DELETE FROM audit_convert.audit_log WHERE action = 'x'`, "2015-01", "id 1 is too many"},
-			{"a month is too many", `INSERT INTO audit_convert.audit_log (id, timestamp, action, status) VALUES (77777, now() + interval '3 months', 'x', 'success')`,
-				`DELETE FROM audit_convert.audit_log WHERE action = 'x'`, "", "id 77777 is too many"},
-			{"two rows have changed places", `UPDATE audit_convert.audit_log SET status = CASE id WHEN 1 THEN 'failure' ELSE 'success' END WHERE id IN (1, 2)`,
-				`UPDATE audit_convert.audit_log SET status = CASE id WHEN 1 THEN 'success' ELSE 'failure' END WHERE id IN (1, 2)`, "201", "is another"},
+			{
+				"a row is another by a microsecond", `UPDATE audit_convert.audit_log SET timestamp = timestamp - interval '1 microsecond' WHERE id = 3`,
+				`UPDATE audit_convert.audit_log SET timestamp = timestamp + interval '1 microsecond' WHERE id = 3`, "2016-02", "id 3 is another",
+			},
+			{
+				"a row is too many", `INSERT INTO audit_convert.audit_log (id, timestamp, action, status) VALUES (1, '2015-01-05', 'x', 'success')`,
+				`DELETE FROM audit_convert.audit_log WHERE action = 'x'`, "2015-01", "id 1 is too many",
+			},
+			{
+				"a month is too many", `INSERT INTO audit_convert.audit_log (id, timestamp, action, status) VALUES (77777, now() + interval '3 months', 'x', 'success')`,
+				`DELETE FROM audit_convert.audit_log WHERE action = 'x'`, "", "id 77777 is too many",
+			},
+			{
+				"two rows have changed places", `UPDATE audit_convert.audit_log SET status = CASE id WHEN 1 THEN 'failure' ELSE 'success' END WHERE id IN (1, 2)`,
+				`UPDATE audit_convert.audit_log SET status = CASE id WHEN 1 THEN 'success' ELSE 'failure' END WHERE id IN (1, 2)`, "201", "is another",
+			},
 		} {
 			_, err := runUntil(t, db, "comparing both tables", func() { exec(t, conn, plant.sql) })
 			var mismatch *MismatchError
@@ -160,8 +170,10 @@ func TestRefusals(t *testing.T) {
 			{"unknown column", `ALTER TABLE audit_log ADD session_id text`, `ALTER TABLE audit_log DROP session_id`, "session_id"},
 			{"missing column", `ALTER TABLE audit_log RENAME action TO verb`, `ALTER TABLE audit_log RENAME verb TO action`, `"audit_log".action is missing`},
 			{"other type", `ALTER TABLE audit_log ALTER details TYPE text`, `ALTER TABLE audit_log ALTER details TYPE jsonb USING details::jsonb`, "details has the type text"},
-			{"no primary key", `ALTER TABLE audit_integrity_log DROP CONSTRAINT audit_integrity_log_audit_log_id_fkey; ALTER TABLE audit_log DROP CONSTRAINT audit_log_pkey`,
-				`ALTER TABLE audit_log ADD PRIMARY KEY (id); ALTER TABLE audit_integrity_log ADD FOREIGN KEY (audit_log_id) REFERENCES audit_log`, "no primary key"},
+			{
+				"no primary key", `ALTER TABLE audit_integrity_log DROP CONSTRAINT audit_integrity_log_audit_log_id_fkey; ALTER TABLE audit_log DROP CONSTRAINT audit_log_pkey`,
+				`ALTER TABLE audit_log ADD PRIMARY KEY (id); ALTER TABLE audit_integrity_log ADD FOREIGN KEY (audit_log_id) REFERENCES audit_log`, "no primary key",
+			},
 			{"no index", `DROP INDEX audit_log_timestamp_idx, audit_log_timestamp_status_idx`, `CREATE INDEX audit_log_timestamp_idx ON audit_log (timestamp)`, "CREATE INDEX CONCURRENTLY"},
 			{"view", `CREATE VIEW failures AS SELECT * FROM audit_log WHERE status = 'failure'`, `DROP VIEW failures`, "view public.failures depends on public.audit_log"},
 			{"foreign key from elsewhere", `CREATE TABLE comments (audit_log_id int REFERENCES audit_log)`, `DROP TABLE comments`, "drop the foreign key"},
@@ -178,8 +190,10 @@ func TestRefusals(t *testing.T) {
 			{"schema of ours", `CREATE SCHEMA audit_replaced`, `DROP SCHEMA audit_replaced`, "audit_replaced"},
 			{"other schema of ours", `CREATE SCHEMA audit_convert`, `DROP SCHEMA audit_convert`, "audit_convert"},
 			{"status", `INSERT INTO audit_log (id, timestamp, action, status) VALUES (40000, now(), 'x', 'done'), (40001, now(), 'x', 'SUCCESS')`, `DELETE FROM audit_log WHERE id >= 40000`, "2 rows"},
-			{"too long", `ALTER TABLE audit_log ALTER event_version TYPE text; UPDATE audit_log SET event_version = repeat('ü', 21) WHERE id = 2`,
-				`UPDATE audit_log SET event_version = repeat('ü', 20) WHERE id = 2`, "event_version is longer than 20 characters; ids 2"},
+			{
+				"too long", `ALTER TABLE audit_log ALTER event_version TYPE text; UPDATE audit_log SET event_version = repeat('ü', 21) WHERE id = 2`,
+				`UPDATE audit_log SET event_version = repeat('ü', 20) WHERE id = 2`, "event_version is longer than 20 characters; ids 2",
+			},
 			{"null", `ALTER TABLE audit_log ALTER timestamp DROP NOT NULL; UPDATE audit_log SET timestamp = NULL WHERE id = 2`, `UPDATE audit_log SET timestamp = now() WHERE id = 2`, "timestamp is null; ids 2"},
 			{"too large", `ALTER TABLE audit_log ALTER processing_latency TYPE bigint; UPDATE audit_log SET processing_latency = 3000000000 WHERE id = 2`, `UPDATE audit_log SET processing_latency = 3 WHERE id = 2`, "processing_latency is beyond"},
 			{"no jsonb", `ALTER TABLE audit_log ALTER details TYPE json; UPDATE audit_log SET details = '{"a": "\u0000"}' WHERE id = 2`, `UPDATE audit_log SET details = NULL WHERE id = 2`, "details can't be jsonb; ids 2"},

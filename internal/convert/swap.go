@@ -141,23 +141,23 @@ func (c *conversion) copyWhole(ctx context.Context, tx pgx.Tx, t *table, to stri
 
 // continueIDs sets the identity to go on after all ids that were given, those of rows that are gone included. Who may use the old sequence may use the new one.
 func (c *conversion) continueIDs(ctx context.Context, tx pgx.Tx, t *table, to string) error {
-	var old, new *string
+	var was, is *string
 	err := tx.QueryRow(ctx, `SELECT (
 			SELECT format('%I.%I', n.nspname, s.relname) FROM pg_depend d JOIN pg_class s ON s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace
 			WHERE d.classid = 'pg_class'::regclass AND d.objid = s.oid AND d.refobjid = $1 AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = 'id')
 			   OR d.classid = 'pg_attrdef'::regclass AND d.refobjid = s.oid AND d.objid = (SELECT f.oid FROM pg_attrdef f JOIN pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum WHERE f.adrelid = $1 AND a.attname = 'id')
-			LIMIT 1), pg_get_serial_sequence($2, 'id')`, t.oid, to).Scan(&old, &new)
-	if err != nil || new == nil {
+			LIMIT 1), pg_get_serial_sequence($2, 'id')`, t.oid, to).Scan(&was, &is)
+	if err != nil || is == nil {
 		return err
 	}
 	given := "0"
-	if old != nil {
-		given = fmt.Sprintf("(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %s)", *old)
-		if err := giveAccess(ctx, tx, "SEQUENCE", *old, *new); err != nil {
+	if was != nil {
+		given = fmt.Sprintf("(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %s)", *was)
+		if err := giveAccess(ctx, tx, "SEQUENCE", *was, *is); err != nil {
 			return err
 		}
 	}
-	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT setval('%s', last) FROM (SELECT greatest((SELECT max(id) FROM %s), %s) AS last) ids WHERE last > 0`, *new, t.relation, given))
+	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT setval('%s', last) FROM (SELECT greatest((SELECT max(id) FROM %s), %s) AS last) ids WHERE last > 0`, *is, t.relation, given))
 	return err
 }
 
