@@ -144,7 +144,8 @@ func TestEnsureForWildTimes(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		pool := open(t, db)
 		wild := []time.Time{
-			{}, time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-4713, 1, 1, 0, 0, 0, 0, time.UTC), at("1970-01-01"), at("2097-01-01"), at("9999-12-31"),
+			{},
+			time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(-4713, 1, 1, 0, 0, 0, 0, time.UTC), at("1970-01-01"), at("2097-01-01"), at("9999-12-31"),
 			time.Date(52217, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(294276, 12, 31, 0, 0, 0, 0, time.UTC), time.UnixMicro(1 << 62),
 		}
 		for _, schedule := range []Schedule{{Ahead: 6}, {Interval: Day, Ahead: 6}} {

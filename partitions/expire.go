@@ -73,7 +73,7 @@ func (r *round) expiring(ctx context.Context) ([]expiring, error) {
 			continue
 		}
 		v, err := judge(ctx, r.db, w, r.now, r.retention)
-		if gone(err) || err == nil && v.due(v.now) {
+		if gone(err) || err == nil && v.Expired(v.now) {
 			continue
 		}
 		if err != nil {

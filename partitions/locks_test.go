@@ -2,7 +2,6 @@ package partitions
 
 import (
 	"context"
-
 	"fmt"
 	"sync/atomic"
 	"testing"

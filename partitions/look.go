@@ -201,7 +201,7 @@ func Outlook(ctx context.Context, db *pgxpool.Pool, now time.Time, r Retention) 
 		if err != nil {
 			return nil, err
 		}
-		if v.State == Detached && v.due(v.now) && !v.DropAfter.IsZero() {
+		if v.State == Detached && v.Expired(v.now) && !v.DropAfter.IsZero() {
 			v.Why += "; dropped after " + v.DropAfter.Format(time.RFC3339)
 		}
 		all = append(all, v.Fate)

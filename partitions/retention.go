@@ -35,8 +35,8 @@ type Fate struct {
 	Why       string    `json:"why"`                 // for people
 }
 
-// due tells whether it may go by now.
-func (f Fate) due(now time.Time) bool {
+// Expired tells whether it may go by now: all its rows have expired, and none is under a legal hold.
+func (f Fate) Expired(now time.Time) bool {
 	return !f.Due.IsZero() && !f.Due.After(now) && len(f.Holds) == 0
 }
 

@@ -33,12 +33,15 @@ const (
 // next decides the next step, from what the catalog and the record say, and how the partition is judged.
 func (w way) next(v verdict, enforce bool) (move, string) {
 	enforce = enforce || w.removed
-	due := v.due(v.now)
+	due := v.Expired(v.now)
 	if w.removed {
 		due = len(v.policies) == 0 // then neither age nor holds matter
 	}
 	why := v.Why
-	if w.removed && !due {
+	switch {
+	case w.removed && due:
+		why = "it is empty, and others shall be in its place"
+	case w.removed:
 		why = "it is no longer empty"
 	}
 	switch {

@@ -412,7 +412,7 @@ func (w *world) finish() {
 	require.NoError(w.rt, err)
 	for _, f := range fates {
 		existing[f.Name] = f.Bounds
-		require.Equal(w.rt, w.o.due(f.Bounds, w.now), f.due(w.now), "%+v", f)
+		require.Equal(w.rt, w.o.due(f.Bounds, w.now), f.Expired(w.now), "%+v", f)
 		require.Equal(w.rt, w.o.due(f.Bounds, w.now), f.State == Detached, "%+v", f)
 		if f.State == Detached {
 			require.True(w.rt, f.DropAfter.After(w.now), "%+v", f)

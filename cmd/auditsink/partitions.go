@@ -33,39 +33,43 @@ func newPartitionsPlanCommand() *cobra.Command {
 		Short: "Tell what maintenance of the table partitions would do now, and change nothing",
 		Long: `plan tells which table partitions are missing by AUDITSINK_PARTITION_INTERVAL and AUDITSINK_PARTITION_AHEAD (give it the settings of the workers), and what
 else their leader would do. It changes nothing, and a standby can answer it. Exit code 1 where something is in the way of what is missing.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return planPartitions(cmd, asJSON) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return planPartitions(cmd, asJSON, false) },
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 func newPartitionsApplyCommand() *cobra.Command {
-	asJSON, execute := false, false
+	var asJSON, execute, retire bool
 	cmd := &cobra.Command{
 		Use:   "apply",
-		Short: "Create the missing table partitions; without --execute only tell which",
-		Long: `apply creates the table partitions that are missing by AUDITSINK_PARTITION_INTERVAL and AUDITSINK_PARTITION_AHEAD (give it the settings of the workers), while
-events go on being stored. Without --execute it is a dry run and changes nothing. Where something holds a lock it needs, it tries again for two minutes; the
-same command can always be given again.`,
+		Short: "Do what maintenance of the table partitions would do now; without --execute only tell it",
+		Long: `apply creates the table partitions that are missing by AUDITSINK_PARTITION_INTERVAL and AUDITSINK_PARTITION_AHEAD (give it the settings of the workers),
+while events go on being stored. Without --execute it is a dry run and changes nothing. With AUDITSINK_RETENTION_ENFORCE=true, or --retire, it also goes on with what
+has expired: each run takes a partition as far on its way out as the grace period allows.
+
+It takes the leader's lease for as long as it works; a worker leads again afterwards. The same command can always be given again.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !execute {
-				return planPartitions(cmd, asJSON)
+				return planPartitions(cmd, asJSON, retire)
 			}
-			return applyPartitions(cmd, asJSON)
+			return applyPartitions(cmd, asJSON, retire)
 		},
 	}
 	cmd.Flags().BoolVar(&execute, "execute", false, "do it")
+	cmd.Flags().BoolVar(&retire, "retire", false, "also remove what has expired, though AUDITSINK_RETENTION_ENFORCE is false")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 // planPartitions prints what would be done.
-func planPartitions(cmd *cobra.Command, asJSON bool) error {
+func planPartitions(cmd *cobra.Command, asJSON, retire bool) error {
 	cfg, pool, err := openPartitions(cmd.Context())
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
+	cfg.RetentionEnforce = cfg.RetentionEnforce || retire
 	r, err := lookAtPartitions(cmd.Context(), cfg, pool)
 	if err != nil {
 		return err
@@ -74,28 +78,41 @@ func planPartitions(cmd *cobra.Command, asJSON bool) error {
 	return r.print(cmd.OutOrStdout(), asJSON)
 }
 
-// applyPartitions creates what is missing, and prints what was created, also where an error ended it, and what is left to the leader.
-func applyPartitions(cmd *cobra.Command, asJSON bool) error {
+// applyPartitions does it, and prints what was done, also where an error ended it, and what is left.
+func applyPartitions(cmd *cobra.Command, asJSON, retire bool) error {
 	ctx := cmd.Context()
 	cfg, pool, err := openPartitions(ctx)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	created, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
-	if err != nil && !inTheWay(err) {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("interrupted; the same command does what is left: %w", err)
-		}
-		r := &partitionsReport{Create: listed(created), Replace: []partitions.Bounds{}, Keep: []partitions.Bounds{}}
-		return errors.Join(r.print(cmd.OutOrStdout(), asJSON), postgres.Explain(err))
-	}
-	r, err := lookAtPartitions(ctx, cfg, pool)
-	if err != nil {
+	cfg.RetentionEnforce = cfg.RetentionEnforce || retire
+	var done []fmt.Stringer
+	lease := partitions.Lease{Duration: cfg.LeaderLease, Holder: operator()}
+	failed := lease.Seize(ctx, pool.Pool, func(ctx context.Context, term partitions.Term) (err error) {
+		done, err = maintenance(cfg, pool).Change(ctx, term)
 		return err
+	})
+	if ctx.Err() != nil {
+		failed = fmt.Errorf("interrupted; the same command does what is left: %w", context.Cause(ctx))
 	}
-	r.Create = listed(created)
-	return r.print(cmd.OutOrStdout(), asJSON)
+	r, err := lookAtPartitions(context.WithoutCancel(ctx), cfg, pool)
+	if err != nil {
+		r = &partitionsReport{}
+	}
+	r.Create, r.Done = []partitions.Step{}, []partitions.Action{}
+	for _, did := range done {
+		switch did := did.(type) {
+		case partitions.Step:
+			r.Create = append(r.Create, did)
+		case partitions.Action:
+			r.Done = append(r.Done, did)
+		}
+	}
+	if failed != nil && inTheWay(failed) {
+		failed = nil // the report names it
+	}
+	return errors.Join(r.print(cmd.OutOrStdout(), asJSON), postgres.Explain(failed), err)
 }
 
 // openPartitions loads the settings and opens the database where maintenance does, and checks that its schema is ours.
@@ -121,6 +138,10 @@ type partitionsReport struct {
 	Create     []partitions.Step   `json:"create"`               // or what was created
 	Replace    []partitions.Bounds `json:"replace"`              // empty months ahead, in whose place days shall be
 	Keep       []partitions.Bounds `json:"keep"`                 // likewise, but with rows
+	Retire     []partitions.Fate   `json:"retire"`               // what has expired and is under no hold, attached or detached
+	Next       *partitions.Fate    `json:"next,omitempty"`       // what expires next
+	Enforced   bool                `json:"retention_enforced"`   // whether what has expired goes
+	Done       []partitions.Action `json:"done,omitempty"`       // by apply, besides what was created
 	ReadyUntil time.Time           `json:"ready_until,omitzero"` // as it is now
 	Problem    string              `json:"problem,omitempty"`
 	problem    error
@@ -135,6 +156,19 @@ func lookAtPartitions(ctx context.Context, cfg config.Config, pool *postgres.Poo
 	r := &partitionsReport{Create: listed(look.Create), Replace: listed(look.Replace), Keep: listed(look.Keep), ReadyUntil: look.ReadyUntil, problem: err}
 	if err != nil {
 		r.Problem = err.Error()
+	}
+	r.Enforced, r.Retire = cfg.RetentionEnforce, []partitions.Fate{}
+	fates, err := partitions.Outlook(ctx, pool.Pool, time.Now(), retention(cfg))
+	if err != nil {
+		return nil, postgres.Explain(err)
+	}
+	for _, f := range fates {
+		switch {
+		case f.Expired(time.Now()):
+			r.Retire = append(r.Retire, f)
+		case !f.Due.IsZero() && len(f.Holds) == 0 && (r.Next == nil || f.Due.Before(r.Next.Due)):
+			r.Next = &f
+		}
 	}
 	return r, nil
 }
@@ -155,6 +189,7 @@ func (r *partitionsReport) print(out io.Writer, asJSON bool) error {
 		return errors.Join(printJSON(out, r), r.problem)
 	}
 	r.printSchedule(out)
+	r.printRetention(out)
 	_, err := fmt.Fprintln(out, r.summary())
 	return errors.Join(err, r.problem)
 }
@@ -169,6 +204,26 @@ func (r *partitionsReport) printSchedule(out io.Writer) {
 	}
 	for _, b := range r.Keep {
 		fmt.Fprintf(out, "%s stays, though days shall be in its place: it holds rows\n", within(b)) //nolint:errcheck // the last line tells
+	}
+}
+
+// printRetention writes a line for each partition that goes, and what was done with those that went.
+func (r *partitionsReport) printRetention(out io.Writer) {
+	for _, did := range r.Done {
+		fmt.Fprintln(out, did) //nolint:errcheck // the last line tells
+	}
+	for _, f := range r.Retire {
+		what := "the leader retires"
+		switch {
+		case !r.Enforced:
+			what = "would go, if AUDITSINK_RETENTION_ENFORCE were true:"
+		case f.State == partitions.Detached:
+			what = "is detached:"
+		}
+		fmt.Fprintf(out, "%s %s; %s\n", what, within(f.Bounds), f.Why) //nolint:errcheck // the last line tells
+	}
+	if r.Next != nil {
+		fmt.Fprintf(out, "next to expire: %s; %s\n", within(r.Next.Bounds), r.Next.Why) //nolint:errcheck // the last line tells
 	}
 }
 

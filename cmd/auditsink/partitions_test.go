@@ -53,7 +53,7 @@ func TestPartitionsPlanAndApply(t *testing.T) {
 		return number(t, databaseURL, `SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_log'::regclass`)
 	}
 	require.EqualValues(t, 2, count())
-	require.Regexp(t, `^dry run, nothing was changed: 0 table partitions to create \(\S.*\); ready until \d{4}-\d{2}-01T00:00:00Z\n$`, succeed(t, one, "partitions", "plan"))
+	require.Regexp(t, `(?m)^dry run, nothing was changed: 0 table partitions to create \(\S.*\); ready until \d{4}-\d{2}-01T00:00:00Z\n$`, succeed(t, one, "partitions", "plan"))
 
 	// The month, by the database's clock: the program's is the same machine's.
 	month := func(n int) string {
@@ -98,7 +98,7 @@ func TestPartitionsPlanAndApply(t *testing.T) {
 	require.Contains(t, done.Problem, month(3))
 	statement(t, databaseURL, `DROP VIEW `+month(3))
 	out = succeed(t, four, "partitions", "apply", "--execute")
-	require.Regexp(t, `^create partition `+month(3)+` from \S+ to \S+\n1 table partitions created; ready until \d{4}-\d{2}-01T00:00:00Z\n$`, out)
+	require.Regexp(t, `^create partition `+month(3)+` from \S+ to \S+\n(next .*\n)?1 table partitions created; ready until \d{4}-\d{2}-01T00:00:00Z\n$`, out)
 	require.EqualValues(t, 5, count())
 	require.Contains(t, succeed(t, four, "partitions", "apply", "--execute"), "0 table partitions created")
 
@@ -111,11 +111,44 @@ func TestPartitionsPlanAndApply(t *testing.T) {
 	require.Len(t, planned.Keep, 1)
 	require.Subset(t, []string{month(1), month(2), month(4)}, boundsNames(planned.Replace))
 	require.Subset(t, boundsNames(planned.Replace), []string{month(2), month(4)})
+	gone := len(planned.Replace)
+	require.Contains(t, succeed(t, days, "partitions", "apply"), "the leader removes "+month(4)+" from ")
 	text = succeed(t, days, "partitions", "apply", "--execute")
-	require.Contains(t, text, "the leader removes "+month(4)+" from ")
+	require.Contains(t, text, "partition "+month(4)+": dropped, 0 rows")
 	require.Contains(t, text, month(3)+" from ")
 	require.Contains(t, text, "it holds rows")
-	require.EqualValues(t, 5, count())
+	require.EqualValues(t, 5-gone, count())
+}
+
+// TestPartitionsRetire: what has expired goes when an operator says so, after its grace period, and a worker leads before and after.
+func TestPartitionsRetire(t *testing.T) {
+	t.Parallel()
+	databaseURL := testkit.Postgres(t, 18)
+	s := settings{"POSTGRES_URL": databaseURL, "RETENTION_GRACE_DAYS": "0"}
+	succeed(t, s, "migrate", "up")
+	statement(t, databaseURL, `SELECT create_audit_log_partition('audit_log_2015_02', '2015-02-01 00:00Z', '2015-03-01 00:00Z');
+		INSERT INTO audit_log (timestamp, action, status) VALUES ('2015-02-03 00:00Z', 'a', 'success')`)
+	there := func() int64 {
+		return number(t, databaseURL, `SELECT count(*) FROM pg_class WHERE relname = 'audit_log_2015_02'`)
+	}
+
+	for _, args := range [][]string{{"plan"}, {"apply"}, {"apply", "--execute"}} {
+		r := partitionsJSON(t, s, args...)
+		require.Equal(t, "audit_log_2015_02", r.Retire[0].Name, "%q", args)
+		require.Len(t, r.Retire, 1)
+		require.Empty(t, r.Done)
+		require.False(t, r.Enforced)
+	}
+	require.Contains(t, succeed(t, s, "partitions", "apply", "--retire"), "the leader retires audit_log_2015_02 from ", "a dry run")
+	require.EqualValues(t, 1, there())
+
+	statement(t, databaseURL, `UPDATE audit_leader SET term = 7, holder = 'a worker', expires_at = now() + interval '1 hour'`)
+	r := partitionsJSON(t, s, "apply", "--execute", "--retire")
+	require.Equal(t, []string{"verified", "detached", "dropped"}, []string{r.Done[0].What, r.Done[1].What, r.Done[2].What})
+	require.Empty(t, r.Retire)
+	require.Zero(t, there())
+	require.EqualValues(t, 8, number(t, databaseURL, `SELECT term FROM audit_partition_event WHERE kind = 'drop' AND state = 'done' AND row_count = 1`))
+	require.EqualValues(t, 1, number(t, databaseURL, `SELECT count(*) FROM audit_leader WHERE term = 8 AND expires_at < now()`), "handed over")
 }
 
 func boundsNames(all []partitions.Bounds) (names []string) {

@@ -90,12 +90,21 @@ func TestHealth(t *testing.T) {
 		httpCode  int
 		wantsJSON string
 	}{
-		{metrics.Component{Status: metrics.Healthy, Details: map[string]any{"partitions": 7}}, 200,
-			`{"status": "healthy", "components": {"partitions": {"status": "healthy", "details": {"partitions": 7}}}, "recommendations": []}`},
-		{metrics.Component{Status: metrics.Warning, Recommendations: []string{"a: b"}}, 200,
-			`{"status": "warning", "components": {"partitions": {"status": "warning", "details": null}}, "recommendations": ["a: b"]}`},
-		{metrics.Component{Status: metrics.Critical, Recommendations: []string{"c", "d"}}, 503,
-			`{"status": "critical", "components": {"partitions": {"status": "critical", "details": null}}, "recommendations": ["c", "d"]}`},
+		{
+			metrics.Component{Status: metrics.Healthy, Details: map[string]any{"partitions": 7}},
+			200,
+			`{"status": "healthy", "components": {"partitions": {"status": "healthy", "details": {"partitions": 7}}}, "recommendations": []}`,
+		},
+		{
+			metrics.Component{Status: metrics.Warning, Recommendations: []string{"a: b"}},
+			200,
+			`{"status": "warning", "components": {"partitions": {"status": "warning", "details": null}}, "recommendations": ["a: b"]}`,
+		},
+		{
+			metrics.Component{Status: metrics.Critical, Recommendations: []string{"c", "d"}},
+			503,
+			`{"status": "critical", "components": {"partitions": {"status": "critical", "details": null}}, "recommendations": ["c", "d"]}`,
+		},
 	} {
 		m.Report("partitions", c.report)
 		code, body := get(t, s, http.MethodGet, "/health")
