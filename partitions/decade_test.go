@@ -22,7 +22,7 @@ const day = 24 * time.Hour
 // rows alone.
 func TestTenYears(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		seed := uint64(time.Now().UnixNano()) //nolint:gosec // any seed is good; it is told, to repeat a run
+		seed := uint64(time.Now().UnixNano()) // told, to repeat a run
 		t.Logf("seed %d", seed)
 		d := &decade{
 			T: t, rng: rand.New(rand.NewPCG(seed, 0)), db: open(t, db), now: at("2016-11-25T13:30:00Z"),
