@@ -165,7 +165,7 @@ func (d *decade) step() {
 
 // event stores a row as the sink does: a missing partition is asked for.
 func (d *decade) event(at time.Time) {
-	policies := []string{"standard", "phi_extended", "confidential", "minimal", "", "unheard of", "45", "200", "700"}
+	policies := []string{"standard", "phi_extended", "confidential", "minimal", "", "unheard of", "7", "45", "200", "700"}
 	r := &decadeRow{at: at.Truncate(time.Microsecond), policy: policies[d.rng.IntN(len(policies))], organization: fmt.Sprint("o", d.rng.IntN(20))}
 	for attempt := 0; ; attempt++ {
 		err := d.db.QueryRow(d.Context(), `INSERT INTO audit_log (timestamp, action, status, retention_policy, organization_id)
