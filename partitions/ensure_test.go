@@ -27,7 +27,10 @@ const (
 // now is on another day, and in another month, than UTC's in half of the world.
 var now = at("2026-12-31T23:30:00Z")
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	maybeRetire()
+	testkit.Main(m)
+}
 
 // versions runs a test on the oldest and the newest Postgres that are supported, each with a new database's schema.
 func versions(t *testing.T, test func(t *testing.T, db string)) {
