@@ -167,6 +167,8 @@ func TestRetireIsKilled(t *testing.T) {
 // TestRetireIsKilledInADetach: the process dies while its DETACH waits for a reader. Until the reader is done it is pending, and the server goes on with it
 // or leaves it to the next leader.
 func TestRetireIsKilledInADetach(t *testing.T) {
+	_, err := failing() // building it takes as long as a reader may
+	require.NoError(t, err)
 	versions(t, func(t *testing.T, url string) {
 		db := open(t, url, "pool_max_conns", "10")
 		now := expiredWorld(t, db)
