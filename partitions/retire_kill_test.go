@@ -253,3 +253,47 @@ func TestDetachTimesOut(t *testing.T) {
 		requireFinished(t, db)
 	})
 }
+
+// TestRetireIsFrozen: a leader stops at each step, another takes over, and the first goes on: it does nothing more, save a DETACH that was all but sent, which its
+// successor puts right.
+func TestRetireIsFrozen(t *testing.T) {
+	versions(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		state := func() string {
+			return column[string](t, db, `SELECT concat((SELECT string_agg(b::text, ' ') FROM audit_log_partition_bounds() b), (SELECT count(*) FROM audit_log),
+				(SELECT string_agg(e::text, ' ' ORDER BY id) FROM audit_partition_event e), (SELECT string_agg(t.relname, ' ' ORDER BY 1) FROM (`+tables+`) t))`)[0]
+		}
+		for _, failpoint := range []string{
+			"retire.verify.before-commit", "retire.verify.after-commit", "retire.detach.before", "retire.detach.after", "retire.settle.before-commit",
+			"expire.verified", "expire.batch.before-commit", "expire.batch", "retire.drop.before-commit", "retire.drop.after-commit",
+		} {
+			t.Run(failpoint, func(t *testing.T) {
+				exec(t, db, `DROP TABLE IF EXISTS audit_log_2015_01; DROP TABLE IF EXISTS audit_log_2015_02; DELETE FROM audit_partition_event`)
+				now := expiredWorld(t, db)
+				before := state()
+				cmd := child(t, url, db, now, failpoint+"=stop@1")
+				require.Eventually(t, func() bool { return stopped(t, cmd.Process.Pid) }, testTimeout, testTick)
+				if failpoint != "retire.verify.before-commit" {
+					before = state()
+				}
+				next := lead(t, db, "next") // in a transaction it is still leader until the server ends its session
+				require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
+				require.Error(t, cmd.Wait(), "it must know that it was deposed")
+				if failpoint != "retire.detach.before" {
+					require.Equal(t, before, state())
+				}
+				require.NoError(t, rounds(t.Context(), db, next, now))
+				requireFinished(t, db)
+			})
+		}
+	})
+}
+
+// stopped tells whether a process is.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	require.NoError(t, err)
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(after, "T")
+}
