@@ -53,7 +53,7 @@ func RunsOut(now time.Time, existing []Bounds, interval Interval) bool {
 func Advise(s Survey, schedule Schedule, enforce bool) []Advice {
 	var all []Advice
 	for _, advise := range []func(Survey, Schedule, bool) []Advice{
-		adviseFuture, adviseCreation, adviseStrangers, adviseLeader, adviseWaysOut, adviseSizes, adviseStatistics,
+		adviseFuture, adviseCreation, adviseStrangers, adviseLeader, adviseWaysOut, adviseExpired, adviseSizes, adviseStatistics,
 	} {
 		all = append(all, advise(s, schedule, enforce)...)
 	}
@@ -207,6 +207,31 @@ func adviseWaysOut(s Survey, _ Schedule, enforce bool) []Advice {
 			Problem: fmt.Sprintf("%s on the way out, and nothing is removed while AUDITSINK_RETENTION_ENFORCE is false", are(waiting)),
 			Remedy: "see `auditsink partitions plan`, then set AUDITSINK_RETENTION_ENFORCE=true; or withdraw a request: " +
 				"`UPDATE audit_partition_event SET state = 'refused' WHERE kind = 'drop' AND state = 'requested'`",
+		})
+	}
+	return all
+}
+
+// adviseExpired: what would go by now, if it were allowed to? And can that be told at all?
+func adviseExpired(s Survey, _ Schedule, enforce bool) []Advice {
+	var all []Advice
+	if s.Problem != "" {
+		all = append(all, Advice{
+			Severity: metrics.Warning, Problem: "it can't be told what is to become of the partitions (" + s.Problem + ")",
+			Remedy: "see in pg_locks who keeps readers out of a partition",
+		})
+	}
+	var expired []string
+	for _, p := range s.Stats {
+		if p.Fate != nil && p.Fate.due(s.Now) && p.Phase == PhasePast && !enforce {
+			expired = append(expired, p.Name)
+		}
+	}
+	if len(expired) > 0 {
+		all = append(all, Advice{
+			Severity: metrics.Warning, Partitions: expired,
+			Problem: fmt.Sprintf("%s expired, and kept since AUDITSINK_RETENTION_ENFORCE is false", are(expired)),
+			Remedy:  "see `auditsink partitions plan`, then set AUDITSINK_RETENTION_ENFORCE=true",
 		})
 	}
 	return all

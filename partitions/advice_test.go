@@ -119,6 +119,17 @@ func TestAdvise(t *testing.T) {
 				"`UPDATE audit_partition_event SET state = 'refused' WHERE kind = 'drop' AND state = 'requested'`",
 		}},
 		"requests that are carried out": {func(s *Survey) { s.WaysOut = []WayOut{{Name: "a", State: "requested", Since: now}} }, month, true, nil},
+		"expired, and kept": {func(s *Survey) {
+			s.Stats[0].Fate = &Fate{Bounds: s.Stats[0].Bounds, Due: now}
+			s.Stats[1].Fate = &Fate{Bounds: s.Stats[1].Bounds, Due: now.Add(1)}
+		}, month, false, []string{
+			"warning audit_log_2026_11 is expired, and kept since AUDITSINK_RETENTION_ENFORCE is false: see `auditsink partitions plan`, then set AUDITSINK_RETENTION_ENFORCE=true",
+		}},
+		"expired, and held":  {func(s *Survey) { s.Stats[0].Fate = &Fate{Due: now, Holds: []int64{1}} }, month, false, nil},
+		"expired, and going": {func(s *Survey) { s.Stats[0].Fate = &Fate{Due: now} }, month, true, nil},
+		"it can't be told what goes": {func(s *Survey) { s.Problem = "timeout" }, month, true, []string{
+			"warning it can't be told what is to become of the partitions (timeout): see in pg_locks who keeps readers out of a partition",
+		}},
 		"too large": {func(s *Survey) { s.Stats[1].TotalBytes = 100<<30 + 1 }, month, true, []string{
 			"warning audit_log_2026_12_01 is too large to be looked after in one piece (1000000 rows, 100 GB; partitions should stay below 100000000 rows and 100 GB): set AUDITSINK_PARTITION_INTERVAL=day; empty future months make way for days by themselves",
 		}},

@@ -38,6 +38,7 @@ type Stat struct {
 	LastVacuumed time.Time `json:"last_vacuumed,omitzero"`
 	FrozenAt     time.Time `json:"frozen_at,omitzero"` // when [Upkeep] froze it, after its interval had ended
 	XIDAge       int64     `json:"xid_age"`            // transactions since its oldest row that isn't frozen
+	Fate         *Fate     `json:"fate,omitempty"`     // when it goes and why, or why not; nil where it couldn't be told
 }
 
 // Leader is who holds the lease, as the database's clock judges it.
@@ -64,10 +65,12 @@ type Survey struct {
 	WaysOut []WayOut
 	Stats   []Stat    // of the partitions and of what is detached and not dropped yet; nil where only the catalog was looked at
 	StatsAt time.Time // when
+	Problem string    // why what is to become of them couldn't be told; empty if it could
 }
 
-// Inspect looks at everything: some milliseconds for each partition. Reading the sizes waits for nobody longer than for a few seconds.
-func Inspect(ctx context.Context, db *pgxpool.Pool, now time.Time) (Survey, error) {
+// Inspect looks at everything: some milliseconds for each partition. Whoever locks readers out of a partition holds it up for no longer than a minute;
+// where only what is to become of the partitions can't be told, the rest is, and [Survey].Problem says why.
+func Inspect(ctx context.Context, db *pgxpool.Pool, now time.Time, retention Retention) (Survey, error) {
 	s, err := glance(ctx, db, now)
 	if err != nil {
 		return Survey{}, err
@@ -76,7 +79,39 @@ func Inspect(ctx context.Context, db *pgxpool.Pool, now time.Time) (Survey, erro
 		return Survey{}, err
 	}
 	s.StatsAt = now
+	bounded, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	fates, err := Outlook(bounded, db, now, retention)
+	if err != nil {
+		s.Problem = err.Error()
+	}
+	byName := make(map[string]*Fate, len(fates))
+	for i := range fates {
+		byName[fates[i].Name] = &fates[i]
+	}
+	for i := range s.Stats {
+		s.Stats[i].Fate = byName[s.Stats[i].Name]
+	}
 	return s, nil
+}
+
+// NextDrop is the partition that goes first, by what is known now; nil where none will.
+func (s Survey) NextDrop() *Fate {
+	var next *Fate
+	for _, p := range s.Stats {
+		if f := p.Fate; f != nil && !f.Due.IsZero() && len(f.Holds) == 0 && (next == nil || f.gone().Before(next.gone())) {
+			next = f
+		}
+	}
+	return next
+}
+
+// gone is when it can be dropped at the earliest.
+func (f Fate) gone() time.Time {
+	if f.DropAfter.After(f.Due) {
+		return f.DropAfter
+	}
+	return f.Due
 }
 
 // glance looks at the catalog and our own small tables alone.

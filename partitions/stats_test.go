@@ -52,12 +52,12 @@ func TestInspect(t *testing.T) {
 				('audit_log_2026_10', 'drop', NULL, NULL, 'restored', 'ann', '2026-12-05 00:00+00'),
 				('audit_log_2026_11', 'vacuum', NULL, NULL, 'done', 'ann', '2026-12-07 00:00+00');
 			UPDATE audit_leader SET term = 3, holder = 'a/1', acquired_at = '2026-12-01 00:00+00', renewed_at = now() - interval '2 hours', expires_at = now() - interval '1 hour'`)
-		s, err := Inspect(t.Context(), pool, now)
+		s, err := Inspect(t.Context(), pool, now, enforced)
 		require.NoError(t, err)
 		require.Equal(t, now, s.Now)
 		require.Equal(t, now, s.StatsAt)
 		require.Len(t, s.Catalog.Partitions, 5)
-		require.Equal(t, []string{"audit_log_2019", "audit_log_2026_10"}, s.Catalog.Others)
+		require.Equal(t, []string{"audit_log_2019"}, s.Catalog.Others)
 		require.Equal(t, []WayOut{
 			{Name: "audit_log_2026_10", State: "detached", By: "ann", Since: at("2026-12-05")},
 			{Name: "oldest", State: "requested", By: "bob", Since: at("2026-12-06")},
@@ -86,8 +86,17 @@ func TestInspect(t *testing.T) {
 		require.Zero(t, s.Stats[0].Oldest)
 		require.Equal(t, Totals{Partitions: 5, Detached: 1, Rows: 2, TableBytes: s.Totals().TableBytes, IndexBytes: s.Totals().IndexBytes, TotalBytes: s.Totals().TotalBytes}, s.Totals())
 
+		// What is to become of each, by its name.
+		require.Equal(t, "standard", november.Fate.Policy)
+		require.Equal(t, november.To.AddDate(0, 0, 2555), november.Fate.Due)
+		for _, p := range s.Stats {
+			require.Equal(t, p.Name, p.Fate.Name)
+		}
+		require.Equal(t, "oldest", s.NextDrop().Name)
+		require.Empty(t, s.Problem)
+
 		// A standby can be asked too.
-		_, err = Inspect(t.Context(), open(t, db, "default_transaction_read_only", "on"), now)
+		_, err = Inspect(t.Context(), open(t, db, "default_transaction_read_only", "on"), now, enforced)
 		require.NoError(t, err)
 	})
 }
@@ -99,10 +108,10 @@ func TestInspectDoesNotWait(t *testing.T) {
 		_, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 1})
 		require.NoError(t, err)
 		exec(t, begin(t, pool), `LOCK TABLE audit_log_2027_01 IN ACCESS EXCLUSIVE MODE`)
-		_, err = Inspect(t.Context(), pool, now)
+		_, err = Inspect(t.Context(), pool, now, enforced)
 		require.ErrorContains(t, err, "55P03")
 		m := metrics.New("v1", []time.Duration{})
-		require.ErrorContains(t, NewWatch(pool, m, Schedule{Ahead: 6}, true).PublishStatistics(t.Context(), now), "55P03")
+		require.ErrorContains(t, NewWatch(pool, m, Schedule{Ahead: 6}, enforced).PublishStatistics(t.Context(), now), "55P03")
 		require.EqualValues(t, 1, gauge(t, m, `alert_active{alert="partitions_future"}`), "whatever the sizes are, the alert is told")
 	})
 }
@@ -124,7 +133,7 @@ func TestWatch(t *testing.T) {
 		_, err := Ensure(t.Context(), pool, now, Schedule{Ahead: 6})
 		require.NoError(t, err)
 		m := metrics.New("v1", []time.Duration{})
-		w := NewWatch(pool, m, Schedule{Ahead: 6}, false)
+		w := NewWatch(pool, m, Schedule{Ahead: 6}, Retention{MinDays: 30})
 		alert := func() float64 { return gauge(t, m, `alert_active{alert="partitions_future"}`) }
 		require.NoError(t, w.Publish(t.Context(), now))
 		require.Zero(t, alert())
@@ -175,7 +184,7 @@ func TestWatch(t *testing.T) {
 func TestWatchBeforeTheFirstLook(t *testing.T) {
 	pool := open(t, testkit.Postgres(t, 15))
 	m := metrics.New("v1", []time.Duration{})
-	require.Error(t, NewWatch(pool, m, Schedule{Ahead: 6}, false).Publish(t.Context(), now))
+	require.Error(t, NewWatch(pool, m, Schedule{Ahead: 6}, Retention{MinDays: 30}).Publish(t.Context(), now))
 	require.Zero(t, gauge(t, m, `alert_active{alert="partitions_future"}`))
 	require.Empty(t, m.Health().Components)
 }

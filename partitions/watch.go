@@ -22,10 +22,10 @@ const (
 // Watch tells metrics and health how the partitions are. Every worker has one, whether it leads or not: that nobody creates partitions matters most
 // while nobody leads. It is safe for concurrent use.
 type Watch struct {
-	db       *pgxpool.Pool
-	metrics  *metrics.Metrics
-	schedule Schedule
-	enforce  bool
+	db        *pgxpool.Pool
+	metrics   *metrics.Metrics
+	schedule  Schedule
+	retention Retention
 
 	mu     sync.Mutex // guards what follows, and keeps an older look from being told after a newer one
 	last   Survey     // the latest look at the catalog; its Now is zero before the first
@@ -33,8 +33,8 @@ type Watch struct {
 }
 
 // NewWatch makes a watch that has told nothing yet.
-func NewWatch(db *pgxpool.Pool, m *metrics.Metrics, schedule Schedule, enforce bool) *Watch {
-	return &Watch{db: db, metrics: m, schedule: schedule, enforce: enforce}
+func NewWatch(db *pgxpool.Pool, m *metrics.Metrics, schedule Schedule, retention Retention) *Watch {
+	return &Watch{db: db, metrics: m, schedule: schedule, retention: retention}
 }
 
 // Publish looks at the catalog alone, which is cheap, and tells how things are. Where it can't be looked at, the last look is judged anew: the future
@@ -51,7 +51,7 @@ func (w *Watch) PublishStatistics(ctx context.Context, now time.Time) error {
 	defer w.mu.Unlock()
 	var failed error
 	if age := now.Sub(w.latest.StatsAt); age < 0 || age >= statsEvery {
-		s, err := Inspect(ctx, w.db, now)
+		s, err := Inspect(ctx, w.db, now, w.retention)
 		if failed = err; err == nil {
 			w.latest = s
 		}
@@ -76,6 +76,7 @@ func (w *Watch) publish(ctx context.Context, now time.Time) error {
 	}
 	s = w.last
 	s.Now, s.Stats, s.StatsAt = now, w.latest.Stats, w.latest.StatsAt
+	s.Problem = w.latest.Problem
 	ready := ReadyUntil(now, s.Catalog.Partitions)
 	w.metrics.TablePartitions.Set(float64(len(s.Catalog.Partitions)))
 	w.metrics.PartitionsReadyUntil.Set(float64(ready.Unix()))
@@ -86,7 +87,7 @@ func (w *Watch) publish(ctx context.Context, now time.Time) error {
 	w.metrics.AlertActive.WithLabelValues(metrics.AlertPartitionsFuture).Set(alert)
 	w.sizes()
 
-	c := health(s, w.schedule, w.enforce)
+	c := health(s, w.schedule, w.retention.Enforce)
 	if err != nil {
 		c.Details["error"] = fmt.Sprintf("this is how it was at %s; it can't be looked at now", stamp(w.last.Now))
 		c.Status = worse(c.Status, metrics.Warning)
@@ -158,6 +159,9 @@ func health(s Survey, schedule Schedule, enforce bool) metrics.Component {
 	if !s.StatsAt.IsZero() {
 		c.Details["totals"] = s.Totals()
 		c.Details["statistics_at"] = stamp(s.StatsAt)
+		if next := s.NextDrop(); next != nil {
+			c.Details["next_drop"] = map[string]string{"partition": next.Name, "not_before": stamp(next.gone()), "why": next.Why}
+		}
 	}
 	for _, a := range Advise(s, schedule, enforce) {
 		c.Status = worse(c.Status, a.Severity)

@@ -10,7 +10,6 @@ import (
 
 	"auditsink/config"
 	"auditsink/internal/postgres"
-	"auditsink/migrations"
 	"auditsink/partitions"
 )
 
@@ -48,7 +47,7 @@ func newPartitionsStatsCommand() *cobra.Command {
 			}
 			advice := partitions.Advise(survey, schedule(cfg), cfg.RetentionEnforce)
 			report := partitionsStats{
-				Partitions: append([]partitions.Stat{}, survey.Stats...), Totals: survey.Totals(), Leader: survey.Leader,
+				Partitions: append([]partitions.Stat{}, survey.Stats...), Totals: survey.Totals(), Leader: survey.Leader, NextDrop: survey.NextDrop(),
 				ReadyUntil: partitions.ReadyUntil(survey.Now, survey.Catalog.Partitions), Recommendations: append([]partitions.Advice{}, advice...),
 			}
 			if asJSON {
@@ -63,19 +62,12 @@ func newPartitionsStatsCommand() *cobra.Command {
 
 // inspectPartitions looks at the partitions with the settings of the environment.
 func inspectPartitions(cmd *cobra.Command) (partitions.Survey, config.Config, error) {
-	cfg, err := config.Load(config.Postgres)
-	if err != nil {
-		return partitions.Survey{}, cfg, err
-	}
-	pool, err := openDatabase(cmd.Context(), cfg, cfg.PostgresURL)
+	cfg, pool, err := openPartitions(cmd.Context())
 	if err != nil {
 		return partitions.Survey{}, cfg, err
 	}
 	defer pool.Close()
-	if err := migrations.Check(cmd.Context(), pool.Pool); err != nil {
-		return partitions.Survey{}, cfg, postgres.Explain(err)
-	}
-	survey, err := partitions.Inspect(cmd.Context(), pool.Pool, time.Now())
+	survey, err := partitions.Inspect(cmd.Context(), pool.Pool, time.Now(), retention(cfg))
 	if err != nil {
 		return partitions.Survey{}, cfg, postgres.Explain(err)
 	}
@@ -84,10 +76,11 @@ func inspectPartitions(cmd *cobra.Command) (partitions.Survey, config.Config, er
 
 func printPartitions(out io.Writer, stats []partitions.Stat) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE") //nolint:errcheck // Flush tells
+	fmt.Fprintln(w, "PARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE\tGOES\tWHY") //nolint:errcheck // Flush tells
 	for _, p := range stats {
 		//nolint:errcheck // Flush tells
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, boundText(p, p.From), boundText(p, p.To), p.Phase, rowsText(p.Rows), sizeText(p.TotalBytes))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, boundText(p, p.From), boundText(p, p.To), p.Phase, rowsText(p.Rows), sizeText(p.TotalBytes),
+			goesText(p.Fate), whyText(p.Fate))
 	}
 	return w.Flush()
 }
@@ -98,6 +91,7 @@ type partitionsStats struct {
 	Totals          partitions.Totals   `json:"totals"`
 	ReadyUntil      time.Time           `json:"ready_until"`
 	Leader          partitions.Leader   `json:"leader"`
+	NextDrop        *partitions.Fate    `json:"next_drop,omitempty"`
 	Recommendations []partitions.Advice `json:"recommendations"`
 }
 
@@ -123,6 +117,9 @@ func (r partitionsStats) print(out io.Writer) error {
 	}
 	_, err := fmt.Fprintf(out, "\n%d partitions, %d detached; %d rows; tables %s, indexes %s, together %s\nready until %s; %s\n", r.Totals.Partitions, r.Totals.Detached,
 		r.Totals.Rows, sizeText(r.Totals.TableBytes), sizeText(r.Totals.IndexBytes), sizeText(r.Totals.TotalBytes), timeText(r.ReadyUntil), leader)
+	if r.NextDrop != nil && err == nil {
+		_, err = fmt.Fprintf(out, "the first to go is %s: %s\n", r.NextDrop.Name, r.NextDrop.Why)
+	}
 	for _, a := range r.Recommendations {
 		if err == nil {
 			_, err = fmt.Fprintf(out, "%s: %s\n", a.Severity, a)
@@ -143,6 +140,29 @@ func boundText(p partitions.Stat, t time.Time) string {
 	default:
 		return t.UTC().Format(time.RFC3339Nano)
 	}
+}
+
+// goesText is when a partition goes.
+func goesText(f *partitions.Fate) string {
+	switch {
+	case f == nil:
+		return "-"
+	case len(f.Holds) > 0:
+		return "held"
+	case f.Due.IsZero():
+		return "never"
+	case f.DropAfter.After(f.Due):
+		return f.DropAfter.UTC().Format(time.DateOnly)
+	default:
+		return f.Due.UTC().Format(time.DateOnly)
+	}
+}
+
+func whyText(f *partitions.Fate) string {
+	if f == nil {
+		return "-"
+	}
+	return f.Why
 }
 
 func timeText(t time.Time) string {

@@ -31,8 +31,8 @@ func TestPartitionsListAndStats(t *testing.T) {
 	hot := time.Now().UTC().Format("audit_log_2006_01")
 
 	list := succeed(t, s, "partitions", "list")
-	require.Regexp(t, `^PARTITION +FROM +TO +STATE +ROWS +SIZE\noldest +unbounded +1999-12-31T12:00:00Z +past +- +\d+\.\d kB\naudit_log_2020_01 +2020-01-01 +2020-02-01 +past +100 +\d+\.\d kB\n`, list)
-	require.Regexp(t, `(?m)^`+hot+` +\S+ +\S+ +hot +- +\d+\.\d kB$`, list)
+	require.Regexp(t, `^PARTITION +FROM +TO +STATE +ROWS +SIZE +GOES +WHY\noldest +unbounded +1999-12-31T12:00:00Z +past +- +\d+\.\d kB +2000-01-30 +it is empty, .*\naudit_log_2020_01 +2020-01-01 +2020-02-01 +past +100 +\d+\.\d kB +2027-01-30 +kept until 2027-01-30T00:00:00Z, for 2555 days by policy standard\n`, list)
+	require.Regexp(t, `(?m)^`+hot+` +\S+ +\S+ +hot +- +\d+\.\d kB +\S+ +it is empty, `, list)
 	var stats []partitions.Stat
 	require.NoError(t, json.Unmarshal([]byte(succeed(t, s, "partitions", "list", "--json")), &stats))
 	require.GreaterOrEqual(t, len(stats), 3)
@@ -44,6 +44,8 @@ func TestPartitionsListAndStats(t *testing.T) {
 	require.Regexp(t, `(?m)^audit_log_2020_01 +2020-01-01 +2020-02-01 +past +100 +\d+\.\d kB +\d+\.\d kB +2020-01-15T10:30:00Z +2020-01-15T10:31:39Z +0 +2\S+Z +- +-$`, text)
 	require.Regexp(t, `(?m)^\d+ partitions, 0 detached; 100 rows; tables .*, indexes .*, together .*$`, text)
 	require.Regexp(t, `(?m)^ready until 2\S+Z; nobody has led yet$`, text)
+	require.Contains(t, text, "the first to go is oldest: it is empty, ")
+	require.Contains(t, text, "warning: oldest is expired, and kept since AUDITSINK_RETENTION_ENFORCE is false: ")
 	require.Contains(t, text, "warning: audit_log_2019_12 is named like a partition and no partition of audit_log")
 	var report struct {
 		Partitions []partitions.Stat

@@ -48,7 +48,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 		defer maintenance.Close()
 	}
 
-	watch := partitions.NewWatch(maintenance.Pool, m, schedule(cfg), cfg.RetentionEnforce)
+	watch := partitions.NewWatch(maintenance.Pool, m, schedule(cfg), retention(cfg))
 	group, life := errgroup.WithContext(life)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
