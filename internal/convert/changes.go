@@ -3,16 +3,24 @@ package convert
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// few changes are left to the swap, which applies them while nobody can write; more are worked off before it is tried.
-const few = 500
+// The swap applies what is left while nobody can write. Few changes are what it should find; with many it gives up, and they are worked off first.
+const (
+	few  = 100
+	many = 2000
+)
 
-// catchUp applies what was noted, until little is left.
+// catchUp applies what was noted, until little is left, or as much comes as goes.
 func (c *conversion) catchUp(ctx context.Context) error {
-	for {
+	err := c.conn.QueryRow(ctx, `SELECT greatest((SELECT max(id) FROM audit_convert.audit_log), (SELECT max(id) FROM audit_convert.audit_log_set_aside), 0)`).Scan(&c.highest)
+	if err != nil {
+		return fmt.Errorf("look for the highest id: %w", err)
+	}
+	for round := range 10 {
 		var waiting int64
 		if err := c.conn.QueryRow(ctx, `SELECT count(*) FROM audit_convert.convert_change`).Scan(&waiting); err != nil {
 			return fmt.Errorf("count the changes: %w", err)
@@ -26,10 +34,11 @@ func (c *conversion) catchUp(ctx context.Context) error {
 			}
 			hit("applied")
 		}
-		if waiting <= few {
-			return nil
+		if waiting <= few && round > 0 {
+			break
 		}
 	}
+	return nil
 }
 
 // apply takes the oldest notes, and makes the rows of their ids with us what they are in the old table: all that we have of them goes, and what is there now
@@ -43,15 +52,12 @@ func (c *conversion) apply(ctx context.Context, tx pgx.Tx, most int) error {
 		return err
 	}
 	// Most are new. What lies above all that we have needn't be looked for in every partition.
-	var highest int64
-	if err := tx.QueryRow(ctx, `SELECT greatest((SELECT max(id) FROM audit_convert.audit_log), (SELECT max(id) FROM audit_convert.audit_log_set_aside), 0)`).Scan(&highest); err != nil {
-		return err
-	}
 	for _, id := range ids {
-		if id <= highest {
+		if id <= c.highest {
 			stale = append(stale, id)
 		}
 	}
+	c.highest = max(c.highest, slices.Max(ids)) // too high, should this be rolled back, is no harm
 	row := c.log.row()
 	var gone, came, aside, want sum
 	if len(stale) > 0 {

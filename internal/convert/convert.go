@@ -97,7 +97,8 @@ type conversion struct {
 	setAside bool
 	columns  string // their signature when it began
 
-	done int64 // rows copied
+	done    int64 // rows copied
+	highest int64 // no id above it is in our tables
 }
 
 // Run converts, from the beginning or from where an earlier run stood. It fails with a [*Refusal] where something is in the way, and then has changed nothing

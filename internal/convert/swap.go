@@ -104,7 +104,7 @@ func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 		return fmt.Errorf("count the changes: %w", err)
 	case !noting:
 		return errors.New("the triggers that note changes were dropped or disabled, so some may be missing: begin again after `auditsink migrate convert --rollback`")
-	case waiting > 4*few:
+	case waiting > many:
 		return errBehind
 	}
 	if err := c.apply(ctx, tx, waiting); err != nil {
