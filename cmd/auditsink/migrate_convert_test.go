@@ -44,6 +44,10 @@ const replacedTables = `
 	CREATE TABLE audit_retention_policy (
 		id serial PRIMARY KEY, policy_name varchar(255) NOT NULL UNIQUE, retention_days integer NOT NULL, archive_after_days integer, delete_after_days integer,
 		data_classification varchar(20) NOT NULL, description text, is_active boolean NOT NULL DEFAULT true, created_at timestamptz NOT NULL DEFAULT now(), updated_at timestamptz NOT NULL DEFAULT now());
+	CREATE TABLE audit_integrity_log (
+		id serial PRIMARY KEY, audit_log_id integer NOT NULL, verification_timestamp timestamptz NOT NULL DEFAULT now(), verification_status varchar(20) NOT NULL, verification_details jsonb,
+		verified_by varchar(255), hash_verified varchar(64), expected_hash varchar(64));
+	INSERT INTO audit_integrity_log (audit_log_id, verification_status) SELECT i, 'success' FROM generate_series(1, 60) i;
 	INSERT INTO audit_retention_policy (policy_name, retention_days, data_classification) VALUES ('mine', 30, 'PUBLIC');
 	INSERT INTO audit_log (timestamp, action, status, details) SELECT now() - make_interval(days => i % 180, secs => i), 'before', 'success', jsonb_build_object('i', i) FROM generate_series(1, 600) i`
 
@@ -51,11 +55,14 @@ const replacedTables = `
 const meanwhile = `
 	INSERT INTO audit_log (timestamp, action, status) SELECT now() - make_interval(days => 50 * i), 'meanwhile', 'failure' FROM generate_series(0, 5) i;
 	UPDATE audit_log SET timestamp = timestamp - interval '1 month', outcome_description = 'changed' WHERE id % 97 = 5;
-	DELETE FROM audit_log WHERE id % 101 = 7`
+	DELETE FROM audit_log WHERE id % 101 = 7;
+	UPDATE audit_integrity_log SET verified_by = 'somebody' WHERE id % 7 = 1; DELETE FROM audit_integrity_log WHERE id % 9 = 5;
+	INSERT INTO audit_integrity_log (audit_log_id, verification_status) VALUES (1, 'failure')`
 
 // allRows is what an audit_log holds, whichever it is.
 const allRows = `SELECT coalesce(md5(string_agg(ROW(id::bigint, timestamp, ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status, outcome_description, hash, hash_algorithm,
-	event_version, correlation_id, data_classification, retention_policy, processing_latency, archived_at, details)::text, '|' ORDER BY id, timestamp)), '') || ' ' || count(*) FROM audit_log`
+	event_version, correlation_id, data_classification, retention_policy, processing_latency, archived_at, details)::text, '|' ORDER BY id, timestamp)), '') || ' ' || count(*) || ' ' ||
+	(SELECT string_agg(ROW(id::bigint, audit_log_id::bigint, verification_timestamp, verification_status, verified_by)::text, ' ' ORDER BY id) FROM audit_integrity_log) FROM audit_log`
 
 // killed runs the program until a failpoint kills it, and tells whether it came so far.
 func killed(t *testing.T, databaseURL, failpoint string, args ...string) bool {
@@ -75,7 +82,7 @@ func killed(t *testing.T, databaseURL, failpoint string, args ...string) bool {
 
 // convertPoints are all moments of a conversion; of those that come more than once, some.
 var convertPoints = []string{
-	"convert.staged=kill@1", "convert.migrated=kill@1", "convert.granted=kill@1", "convert.noting=kill@1", "convert.month=kill@1", "convert.month=kill@3", "convert.batch=kill@1",
+	"convert.staged=kill@1", "convert.migrated=kill@1", "convert.granted=kill@1", "convert.noting=kill@1", "convert.integrity=kill@2", "convert.month=kill@1", "convert.month=kill@3", "convert.batch=kill@1",
 	"convert.batch=kill@8", "convert.loaded=kill@2", "convert.vacuumed=kill@2", "convert.attached=kill@1", "convert.attached=kill@4", "convert.applied=kill@1", "convert.reconciling=kill@1",
 	"convert.reconciled=kill@1", "convert.swap.locked=kill@1", "convert.swap.before-commit=kill@1", "convert.swapped=kill@1",
 }

@@ -22,13 +22,19 @@ func (c *conversion) catchUp(ctx context.Context) error {
 	}
 	for round := range 10 {
 		var waiting int64
-		if err := c.conn.QueryRow(ctx, `SELECT count(*) FROM audit_convert.convert_change`).Scan(&waiting); err != nil {
+		err := c.conn.QueryRow(ctx, `SELECT greatest((SELECT count(*) FROM audit_convert.convert_change), (SELECT count(*) FROM audit_convert.convert_change_integrity))`).Scan(&waiting)
+		if err != nil {
 			return fmt.Errorf("count the changes: %w", err)
 		}
 		c.Report(Progress{Stage: "applying changes", Done: c.done, Total: c.total, Note: fmt.Sprintf("%d changes are left", waiting)})
 		for n := waiting; n > 0; n -= int64(c.Batch) {
 			// Repeatable read: the notes that are taken and the rows as they are now belong together.
-			err := pgx.BeginTxFunc(ctx, c.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error { return c.apply(ctx, tx, c.Batch) })
+			err := pgx.BeginTxFunc(ctx, c.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+				if err := c.applyIntegrity(ctx, tx, c.Batch); err != nil {
+					return fmt.Errorf("to audit_integrity_log: %w", err)
+				}
+				return c.apply(ctx, tx, c.Batch)
+			})
 			if err != nil {
 				return fmt.Errorf("apply changes: %w", err)
 			}
@@ -41,13 +47,19 @@ func (c *conversion) catchUp(ctx context.Context) error {
 	return nil
 }
 
+// takeNotes removes the oldest notes and returns their ids, each once.
+func takeNotes(ctx context.Context, tx pgx.Tx, from string, most int) (ids []int64, err error) {
+	err = tx.QueryRow(ctx, fmt.Sprintf(`
+		WITH taken AS (DELETE FROM %s WHERE n IN (SELECT n FROM %[1]s ORDER BY n LIMIT $1) RETURNING id)
+		SELECT coalesce(array_agg(DISTINCT id), '{}') FROM taken`, from), most).Scan(&ids)
+	return ids, err
+}
+
 // apply takes the oldest notes, and makes the rows of their ids with us what they are in the old table: all that we have of them goes, and what is there now
 // comes. It checks that what was stored is what is there.
 func (c *conversion) apply(ctx context.Context, tx pgx.Tx, most int) error {
-	var ids, stale []int64
-	err := tx.QueryRow(ctx, `
-		WITH taken AS (DELETE FROM audit_convert.convert_change WHERE n IN (SELECT n FROM audit_convert.convert_change ORDER BY n LIMIT $1) RETURNING id)
-		SELECT coalesce(array_agg(DISTINCT id), '{}') FROM taken`, most).Scan(&ids)
+	var stale []int64
+	ids, err := takeNotes(ctx, tx, "audit_convert.convert_change", most)
 	if err != nil || len(ids) == 0 {
 		return err
 	}

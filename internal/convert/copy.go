@@ -37,6 +37,9 @@ func (c *conversion) copyMonths(ctx context.Context) error {
 	if c.stage != copying {
 		return nil
 	}
+	if err := c.copyIntegrity(ctx); err != nil {
+		return err
+	}
 	if err := c.copyAside(ctx); err != nil {
 		return fmt.Errorf("set rows aside: %w", err)
 	}

@@ -57,8 +57,34 @@ func change(ctx context.Context, conn *pgx.Conn, random *rand.Rand, n int, mine 
 			_, err = tx.Exec(ctx, `INSERT INTO shadow SELECT id, timestamp, ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status, outcome_description, hash,
 				hash_algorithm, event_version, correlation_id, data_classification, retention_policy, processing_latency, archived_at, details FROM audit_log WHERE id = $1`, id)
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return verifyOne(ctx, tx, random, n, id)
 	})
+}
+
+// verifyOne writes to the log of verifications, and the same to the table shadow_integrity.
+func verifyOne(ctx context.Context, tx pgx.Tx, random *rand.Rand, n int, id int64) error {
+	sql := []string{
+		`INSERT INTO audit_integrity_log (audit_log_id, verification_status) VALUES ($1::int, 'success') RETURNING id`,
+		`INSERT INTO audit_integrity_log (audit_log_id, verification_status, verification_details) VALUES ($1::int, 'failure', '{}') RETURNING id`,
+		`UPDATE audit_integrity_log SET verified_by = 'somebody' WHERE id = (SELECT min(id) FROM audit_integrity_log WHERE id > $1::int % 1000) RETURNING id`,
+		`DELETE FROM audit_integrity_log WHERE id = (SELECT min(id) FROM audit_integrity_log WHERE id > $1::int % 100) RETURNING id`,
+	}[random.IntN(2)+random.IntN(2)*(1+n%2)]
+	var changed int64
+	if err := tx.QueryRow(ctx, sql, id).Scan(&changed); err != nil {
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		return err
+	}
+	if _, err := tx.Exec(ctx, `DELETE FROM shadow_integrity WHERE id = $1`, changed); err != nil {
+		return err
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO shadow_integrity SELECT id, audit_log_id, verification_timestamp, verification_status, verification_details, verified_by, hash_verified, expected_hash
+		FROM audit_integrity_log WHERE id = $1`, changed)
+	return err
 }
 
 var errRolledBack = errors.New("rolled back on purpose")
@@ -116,8 +142,9 @@ func TestConvertWhileInUse(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
 		roles(t, conn, "conv_writer")
-		exec(t, conn, `DELETE FROM audit_integrity_log; CREATE TABLE shadow (LIKE audit_log); INSERT INTO shadow SELECT * FROM audit_log; CREATE INDEX ON shadow (id);
-			GRANT SELECT, INSERT, UPDATE, DELETE ON audit_log, shadow TO conv_writer; GRANT USAGE ON SEQUENCE audit_log_id_seq TO conv_writer`)
+		exec(t, conn, `ALTER TABLE audit_integrity_log DROP CONSTRAINT audit_integrity_log_audit_log_id_fkey; CREATE TABLE shadow_integrity (LIKE audit_integrity_log);
+			INSERT INTO shadow_integrity SELECT * FROM audit_integrity_log; CREATE TABLE shadow (LIKE audit_log); INSERT INTO shadow SELECT * FROM audit_log; CREATE INDEX ON shadow (id);
+			GRANT SELECT, INSERT, UPDATE, DELETE ON audit_log, shadow, audit_integrity_log, shadow_integrity TO conv_writer; GRANT USAGE ON SEQUENCE audit_log_id_seq, audit_integrity_log_id_seq TO conv_writer`)
 		least := len(content(t, conn, "audit_log"))
 		stop := make(chan struct{})
 		group, ctx := errgroup.WithContext(t.Context())
@@ -142,6 +169,8 @@ func TestConvertWhileInUse(t *testing.T) {
 		require.NoError(t, group.Wait())
 		require.Positive(t, total[0]*total[1])
 		require.Equal(t, content(t, conn, "shadow"), content(t, conn, "audit_log"))
+		integrity := `SELECT ROW(id::bigint, audit_log_id::bigint, verification_timestamp, verification_status, verification_details, verified_by)::text FROM `
+		require.Equal(t, collect[string](t, conn, integrity+`shadow_integrity ORDER BY id`), collect[string](t, conn, integrity+`audit_integrity_log ORDER BY id`))
 		require.Equal(t, []int64{s.Rows}, collect[int64](t, conn, `SELECT count(*) FROM audit_replaced.audit_log`))
 		_, err := DropReplaced(t.Context(), options(db)) // so the sums were kept up with every change
 		require.NoError(t, err)

@@ -23,24 +23,28 @@ const staging = `
 		last_timestamp timestamptz NOT NULL, last_id bigint NOT NULL, loaded boolean NOT NULL DEFAULT false, attached boolean NOT NULL DEFAULT false);
 	CREATE TABLE audit_convert.convert_tally (
 		month timestamptz, aside boolean, n numeric NOT NULL, a numeric NOT NULL, b numeric NOT NULL, PRIMARY KEY (month, aside));
-	CREATE TABLE audit_convert.convert_change (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id bigint NOT NULL);
-	CREATE FUNCTION audit_convert.convert_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	CREATE FUNCTION audit_convert.convert_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		RAISE EXCEPTION '% is being converted to auditsink''s and can''t be truncated: use DELETE, or end the conversion with: auditsink migrate convert --rollback', TG_TABLE_NAME
+			USING ERRCODE = 'object_not_in_prerequisite_state';
+	END $$;
+	REVOKE ALL ON FUNCTION audit_convert.convert_refuse() FROM PUBLIC`
+
+// noting makes the table and the trigger function by which the changes of one table are noted; %s tells it from another.
+const noting = `
+	CREATE TABLE audit_convert.convert_change%[1]s (n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, id bigint NOT NULL);
+	CREATE FUNCTION audit_convert.convert_note%[1]s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	BEGIN
 		IF TG_OP = 'DELETE' THEN
-			INSERT INTO audit_convert.convert_change (id) VALUES (OLD.id);
+			INSERT INTO audit_convert.convert_change%[1]s (id) VALUES (OLD.id);
 		ELSIF TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
-			INSERT INTO audit_convert.convert_change (id) VALUES (OLD.id), (NEW.id);
+			INSERT INTO audit_convert.convert_change%[1]s (id) VALUES (OLD.id), (NEW.id);
 		ELSE
-			INSERT INTO audit_convert.convert_change (id) VALUES (NEW.id);
+			INSERT INTO audit_convert.convert_change%[1]s (id) VALUES (NEW.id);
 		END IF;
 		RETURN NULL;
 	END $$;
-	CREATE FUNCTION audit_convert.convert_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-	BEGIN
-		RAISE EXCEPTION 'audit_log is being converted to auditsink''s and can''t be truncated: use DELETE, or end the conversion with: auditsink migrate convert --rollback'
-			USING ERRCODE = 'object_not_in_prerequisite_state';
-	END $$;
-	REVOKE ALL ON FUNCTION audit_convert.convert_note(), audit_convert.convert_refuse() FROM PUBLIC;`
+	REVOKE ALL ON FUNCTION audit_convert.convert_note%[1]s() FROM PUBLIC`
 
 // prepare makes the new tables in a schema of their own. Nothing of the old table's is touched yet.
 func (c *conversion) prepare(ctx context.Context) error {
@@ -56,8 +60,10 @@ func (c *conversion) prepare(ctx context.Context) error {
 		c.Report(Progress{Stage: "making the new tables", Total: plan.Rows})
 		c.total, c.columns = plan.Rows, c.log.signature()
 		err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, staging); err != nil {
-				return err
+			for _, sql := range []string{staging, fmt.Sprintf(noting, ""), fmt.Sprintf(noting, "_integrity")} {
+				if _, err := tx.Exec(ctx, sql); err != nil {
+					return err
+				}
 			}
 			_, err := tx.Exec(ctx, `INSERT INTO audit_convert.convert_state (stage, cap, upto, total, set_aside, columns) VALUES ($1, 0, now(), $2, $3, $4)`,
 				staged, c.total, c.setAside, c.columns)
@@ -119,6 +125,15 @@ func giveAccess(ctx context.Context, tx pgx.Tx, noun, from, to string) error {
 	return statements(ctx, tx, query, noun, from, to)
 }
 
+// followed are the tables whose changes are noted, by what tells their notes apart.
+func (c *conversion) followed() map[string]*table {
+	all := map[string]*table{"": c.log}
+	if c.integrity != nil {
+		all["_integrity"] = c.integrity
+	}
+	return all
+}
+
 // note lets changes of the old table be noted from now on. No row that was there before is missed, since CREATE TRIGGER waits until all who have written
 // are through; ids above cap came afterwards, so their rows need not be copied. Triggers fire for a replication's writes too (ALWAYS).
 func (c *conversion) note(ctx context.Context) error {
@@ -149,12 +164,14 @@ func (c *conversion) note(ctx context.Context) error {
 	}
 	hit("granted")
 	err = c.briefly(ctx, p, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, fmt.Sprintf(`
-			CREATE TRIGGER auditsink_convert_note AFTER INSERT OR UPDATE OR DELETE ON %[1]s FOR EACH ROW EXECUTE FUNCTION audit_convert.convert_note();
-			CREATE TRIGGER auditsink_convert_refuse BEFORE TRUNCATE ON %[1]s FOR EACH STATEMENT EXECUTE FUNCTION audit_convert.convert_refuse();
-			ALTER TABLE %[1]s ENABLE ALWAYS TRIGGER auditsink_convert_note, ENABLE ALWAYS TRIGGER auditsink_convert_refuse`, c.log.relation))
-		if err != nil {
-			return err
+		for suffix, t := range c.followed() {
+			_, err := tx.Exec(ctx, fmt.Sprintf(`
+				CREATE TRIGGER auditsink_convert_note AFTER INSERT OR UPDATE OR DELETE ON %[1]s FOR EACH ROW EXECUTE FUNCTION audit_convert.convert_note%[2]s();
+				CREATE TRIGGER auditsink_convert_refuse BEFORE TRUNCATE ON %[1]s FOR EACH STATEMENT EXECUTE FUNCTION audit_convert.convert_refuse();
+				ALTER TABLE %[1]s ENABLE ALWAYS TRIGGER auditsink_convert_note, ENABLE ALWAYS TRIGGER auditsink_convert_refuse`, t.relation, suffix))
+			if err != nil {
+				return err
+			}
 		}
 		return tx.QueryRow(ctx, fmt.Sprintf(`UPDATE audit_convert.convert_state SET stage = $1, cap = (SELECT coalesce(max(id), 0) FROM %s), upto = now() + interval '%s' RETURNING cap, upto`,
 			c.log.relation, future), copying).Scan(&c.cap, &c.upto)

@@ -62,6 +62,11 @@ func (c *conversion) reconcile(ctx context.Context) error {
 		for month, ours := range is {
 			return c.mismatch(ctx, tx, month, sum{}, ours)
 		}
+		if c.integrity != nil {
+			if err := c.compareIntegrity(ctx, tx, `NOT EXISTS (SELECT FROM audit_convert.convert_change_integrity p WHERE p.id = r.id)`); err != nil {
+				return err
+			}
+		}
 		// What is yet to be removed counts here.
 		_, err = tx.Exec(ctx, fmt.Sprintf(`DELETE FROM audit_convert.convert_tally;
 			INSERT INTO audit_convert.convert_tally (month, aside, n, a, b) SELECT month, false, n, a, b FROM (%s) t UNION ALL SELECT month, true, n, a, b FROM (%s) t`,

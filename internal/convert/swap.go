@@ -97,8 +97,9 @@ func (c *conversion) settle(ctx context.Context, unanswered error) error {
 func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 	var waiting int
 	var noting bool
-	err := tx.QueryRow(ctx, `SELECT (SELECT count(*) FROM audit_convert.convert_change),
-		(SELECT count(*) = 2 FROM pg_trigger WHERE tgrelid = $1 AND tgname IN ('auditsink_convert_note', 'auditsink_convert_refuse') AND tgenabled = 'A')`, c.log.oid).Scan(&waiting, &noting)
+	err := tx.QueryRow(ctx, `SELECT greatest((SELECT count(*) FROM audit_convert.convert_change), (SELECT count(*) FROM audit_convert.convert_change_integrity)),
+		(SELECT count(*) = 2 * $2::int FROM pg_trigger WHERE tgrelid = ANY($1) AND tgname IN ('auditsink_convert_note', 'auditsink_convert_refuse') AND tgenabled = 'A')`,
+		c.oids(), len(c.followed())).Scan(&waiting, &noting)
 	switch {
 	case err != nil:
 		return fmt.Errorf("count the changes: %w", err)
@@ -110,18 +111,26 @@ func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 	if err := c.apply(ctx, tx, waiting); err != nil {
 		return fmt.Errorf("apply the last changes: %w", err)
 	}
-	now, faults, err := find(ctx, tx, c.schema, auditLog)
-	if err != nil {
-		return err
-	}
-	if now.signature() != c.columns || len(faults) > 0 {
-		return errors.New("the columns of audit_log have changed meanwhile: begin again after `auditsink migrate convert --rollback`")
+	if err := c.applyIntegrity(ctx, tx, waiting); err != nil {
+		return fmt.Errorf("apply the last changes of audit_integrity_log: %w", err)
 	}
 	for _, t := range c.tables() {
+		now, faults, err := find(ctx, tx, c.schema, t.layout)
+		if err != nil {
+			return err
+		}
+		if now == nil || now.signature() != t.signature() || len(faults) > 0 {
+			return fmt.Errorf("the columns of %s have changed meanwhile: run the command again, or with --rollback", t.relation)
+		}
 		to := "audit_convert." + t.name
-		if t != c.log {
+		if t == c.policies {
 			if err := c.copyWhole(ctx, tx, t, to); err != nil {
 				return fmt.Errorf("copy %s: %w", t.name, err)
+			}
+		}
+		if t != c.log { // which has its own since its partitions were to take them over
+			if err := giveAccess(ctx, tx, "TABLE", t.relation, to); err != nil {
+				return fmt.Errorf("give %s the grants of the old one: %w", t.name, err)
 			}
 		}
 		if err := c.continueIDs(ctx, tx, t, to); err != nil {
@@ -133,10 +142,8 @@ func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 
 // copyWhole puts the rows of an old table in the place of what the migrations have put into the new one.
 func (c *conversion) copyWhole(ctx context.Context, tx pgx.Tx, t *table, to string) error {
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s; INSERT INTO %[1]s (%s) SELECT %s FROM %s`, to, t.names(), t.values(), t.relation)); err != nil {
-		return err
-	}
-	return giveAccess(ctx, tx, "TABLE", t.relation, to)
+	_, err := tx.Exec(ctx, fmt.Sprintf(`DELETE FROM %s; INSERT INTO %[1]s (%s) SELECT %s FROM %s`, to, t.names(), t.values(), t.relation))
+	return err
 }
 
 // continueIDs sets the identity to go on after all ids that were given, those of rows that are gone included. Who may use the old sequence may use the new one.
@@ -179,8 +186,13 @@ func (c *conversion) record(ctx context.Context, tx pgx.Tx) (s Summary, err erro
 
 // move moves the old tables, and functions whose names ours need, out of the way and ours into their place, and removes what the conversion needed.
 func (c *conversion) move(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE SCHEMA audit_replaced; DROP TRIGGER auditsink_convert_note ON %s; DROP TRIGGER auditsink_convert_refuse ON %[1]s`, c.log.relation)); err != nil {
+	if _, err := tx.Exec(ctx, `CREATE SCHEMA audit_replaced`); err != nil {
 		return err
+	}
+	for _, t := range c.followed() {
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`DROP TRIGGER auditsink_convert_note ON %s; DROP TRIGGER auditsink_convert_refuse ON %[1]s`, t.relation)); err != nil {
+			return err
+		}
 	}
 	for _, t := range c.tables() {
 		if _, err := tx.Exec(ctx, `ALTER TABLE `+t.relation+` SET SCHEMA audit_replaced`); err != nil {
@@ -192,8 +204,8 @@ func (c *conversion) move(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `DROP TABLE audit_convert.convert_state, audit_convert.convert_month, audit_convert.convert_tally, audit_convert.convert_change;
-		DROP FUNCTION audit_convert.convert_note(), audit_convert.convert_refuse();
+	if _, err := tx.Exec(ctx, `DROP TABLE audit_convert.convert_state, audit_convert.convert_month, audit_convert.convert_tally, audit_convert.convert_change, audit_convert.convert_change_integrity;
+		DROP FUNCTION audit_convert.convert_note(), audit_convert.convert_note_integrity(), audit_convert.convert_refuse();
 		DO $$ BEGIN IF NOT EXISTS (SELECT FROM audit_convert.audit_log_set_aside) THEN DROP TABLE audit_convert.audit_log_set_aside; END IF; END $$`); err != nil {
 		return err
 	}

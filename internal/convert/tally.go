@@ -10,11 +10,14 @@ type sum struct {
 }
 
 // sums is a query for the sums of the rows of `from` by UTC month. OFFSET 0 keeps the hash from being computed once for each half.
-func sums(row, from string) string {
+func sums(row, from string) string { return sumsBy("timestamp", row, from) }
+
+// sumsBy is the same for a table that has its time in another column.
+func sumsBy(column, row, from string) string {
 	return fmt.Sprintf(`
 		SELECT date_trunc('month', at) AS month, count(*) AS n,
 		       coalesce(sum(('x' || left(m, 16))::bit(64)::bigint), 0) AS a, coalesce(sum(('x' || right(m, 16))::bit(64)::bigint), 0) AS b
-		FROM (SELECT "timestamp"::timestamptz AS at, md5(%s) AS m FROM %s OFFSET 0) hashed GROUP BY 1`, row, from)
+		FROM (SELECT %s::timestamptz AS at, md5(%s) AS m FROM %s OFFSET 0) hashed GROUP BY 1`, quote(column), row, from)
 }
 
 // total adds sums of months up.

@@ -32,10 +32,12 @@ func Rollback(ctx context.Context, o Options) error {
 	p := Progress{Stage: "rolling back"}
 	c.Report(p)
 	err = c.briefly(ctx, p, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, fmt.Sprintf(`DROP TRIGGER IF EXISTS auditsink_convert_note ON %[1]s; DROP TRIGGER IF EXISTS auditsink_convert_refuse ON %[1]s`, c.log.relation))
-		if err == nil {
-			_, err = tx.Exec(ctx, `UPDATE audit_convert.convert_state SET stage = $1`, rollback)
+		for _, t := range c.followed() {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`DROP TRIGGER IF EXISTS auditsink_convert_note ON %[1]s; DROP TRIGGER IF EXISTS auditsink_convert_refuse ON %[1]s`, t.relation)); err != nil {
+				return err
+			}
 		}
+		_, err := tx.Exec(ctx, `UPDATE audit_convert.convert_state SET stage = $1`, rollback)
 		return err
 	})
 	if err != nil {
