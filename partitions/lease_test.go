@@ -142,6 +142,15 @@ func (r *replica) troubles() []error {
 	return append([]error(nil), r.trouble...)
 }
 
+// migrated returns a new database with our schema.
+func migrated(t *testing.T) string {
+	t.Helper()
+	db := testkit.Postgres(t, 18)
+	_, err := migrations.Apply(t.Context(), db)
+	require.NoError(t, err)
+	return db
+}
+
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	require.Eventually(t, condition, testTimeout, testTick, what)
@@ -193,6 +202,10 @@ func confirmed(ctx context.Context, db *pgxpool.Pool, term Term, do func(say fun
 		return err
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // it is over, or as good as
+	// One whose client was cut off must not hold on to its term.
+	if _, err := tx.Exec(ctx, `SET LOCAL idle_in_transaction_session_timeout = '1s'`); err != nil {
+		return err
+	}
 	if err := term.confirm(ctx, tx); err != nil {
 		return err
 	}
@@ -381,4 +394,222 @@ func TestTakeoverAndTransactions(t *testing.T) {
 		// It hears of it with its next renewal only, far from now.
 		require.Equal(t, term.Number, leader.term().Number)
 	})
+}
+
+// A transaction that is frozen after it confirmed its term holds up the takeover only until the server ends it.
+func TestTakeoverFromAFrozenTransaction(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db)
+		exec(t, pool, `UPDATE audit_leader SET term = 7, holder = 'frozen'`) // and it has expired
+		frozen := begin(t, pool)
+		exec(t, frozen, `SET LOCAL idle_in_transaction_session_timeout = '3s'`)
+		require.NoError(t, Term{Number: 7, Holder: "frozen"}.confirm(t.Context(), frozen))
+		next := replicate(t, pool, short, nil)
+		eventually(t, "another leads", next.leads)
+		require.Equal(t, int64(8), next.term().Number)
+		require.Error(t, frozen.Commit(t.Context()))
+	})
+}
+
+// The database's clock, set forward, lets another begin while the first still trusts its lease: then the term decides.
+func TestDatabaseClockSetForward(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db)
+		first := replicate(t, pool, 9*time.Second, nil)
+		eventually(t, "the first leads", first.leads)
+		term := first.term()
+		second := replicate(t, pool, 9*time.Second, nil)
+		exec(t, pool, `UPDATE audit_leader SET expires_at = expires_at - interval '1 year', renewed_at = renewed_at - interval '1 year'`)
+		eventually(t, "the second leads", second.leads)
+		require.True(t, first.leads(), "two at once: the first can't know")
+		require.Positive(t, term.own.left())
+		tx := begin(t, pool)
+		require.ErrorIs(t, term.confirm(t.Context(), tx), ErrDeposed)
+		tx = begin(t, pool)
+		require.NoError(t, second.term().confirm(t.Context(), tx))
+		require.NoError(t, tx.Rollback(t.Context()))
+		err := first.ended(t, 0)
+		require.ErrorIs(t, err, ErrDeposed, "its renewal is refused")
+		require.NotErrorIs(t, err, ErrOverdue)
+	})
+}
+
+// The database's clock, set back, makes a lease end in a year. Its holder isn't disturbed; but a dead one's is taken after two leases.
+func TestDatabaseClockSetBack(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		const setBack = `UPDATE audit_leader SET expires_at = expires_at + interval '1 year', renewed_at = renewed_at + interval '1 year'`
+		pool := open(t, db, "pool_max_conns", "10")
+		leader, other := replicate(t, pool, short, nil), (*replica)(nil)
+		eventually(t, "it leads", leader.leads)
+		other = replicate(t, pool, short, nil)
+		exec(t, pool, setBack)
+		renewals(t, pool, 9)
+		require.Equal(t, int64(1), leader.term().Number)
+		require.False(t, other.leads())
+
+		exec(t, pool, `UPDATE audit_leader SET term = 5, holder = 'dead', renewed_at = clock_timestamp(), expires_at = clock_timestamp() + interval '1 second'; `+setBack)
+		eventually(t, "one leads", func() bool { return leader.term().Number == 6 || other.term().Number == 6 })
+		require.NotEqual(t, leader.leads(), other.leads())
+	})
+}
+
+// A renewal counts from before it was sent: the database may have counted from then.
+func TestRenewalAnsweredLate(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		// Without a question about the statement's types before it.
+		far, network := site{db: db, url: db, parameters: []string{"default_query_exec_mode", "exec"}}.through(t)
+		watch := open(t, db)
+		e := Lease{Duration: time.Minute, Holder: "far"}.enter(far.connect(t))
+		defer e.leave(t.Context())
+		late := func(ask func() error) (executed time.Time) {
+			before := column[time.Time](t, watch, `SELECT coalesce(renewed_at, 'epoch') FROM audit_leader`)[0]
+			answered := make(chan error, 1)
+			network.Silence(testkit.ToClient)
+			go func() { answered <- ask() }()
+			eventually(t, "the database has done it", func() bool {
+				return column[time.Time](t, watch, `SELECT coalesce(renewed_at, 'epoch') FROM audit_leader`)[0].After(before)
+			})
+			executed = time.Now()
+			network.Heal()
+			require.NoError(t, <-answered)
+			return executed
+		}
+		_, err := e.look(t.Context()) // connects
+		require.NoError(t, err)
+		var term Term
+		until := func() time.Time { return time.Now().Add(term.own.left()) }
+		executed := late(func() (err error) { term, err = e.seize(t.Context()); return err })
+		require.False(t, until().After(executed.Add(e.trust())))
+		executed = late(func() error { return e.renew(t.Context(), term) })
+		require.False(t, until().After(executed.Add(e.trust())))
+		require.True(t, until().After(executed.Add(e.trust()/2)), "but it counts")
+	})
+}
+
+// A slow network costs no term, as long as answers come in time.
+func TestSlowRenewals(t *testing.T) {
+	db := migrated(t)
+	far, network := site{db: db, url: db}.through(t)
+	leader := replicate(t, far.connect(t), 4*time.Second, nil)
+	eventually(t, "it leads", leader.leads)
+	network.Latency(200*time.Millisecond, 100*time.Millisecond)
+	renewals(t, open(t, far.db), 2)
+	require.Equal(t, int64(1), leader.term().Number)
+}
+
+// What arrives after its time changes nothing: no takeover, no renewal.
+func TestLateRequests(t *testing.T) {
+	sites(t, func(t *testing.T, s site) {
+		pool := s.connect(t)
+		enter := func() *election {
+			e := Lease{Duration: time.Minute, Holder: "one"}.enter(pool)
+			t.Cleanup(func() { e.leave(t.Context()) })
+			return e
+		}
+		row := func() string {
+			return column[string](t, pool, `SELECT concat_ws(' ', term, holder, expires_at > clock_timestamp()) FROM audit_leader`)[0]
+		}
+		one, two := enter(), enter()
+		seen, err := one.look(t.Context())
+		require.NoError(t, err)
+		require.True(t, seen.free)
+		term, err := two.take(t.Context(), seen)
+		require.NoError(t, err)
+		require.Equal(t, int64(1), term.Number)
+		require.Equal(t, column[time.Time](t, pool, `SELECT acquired_at FROM audit_leader`)[0].UTC(), term.Since.UTC())
+		none, err := one.take(t.Context(), seen)
+		require.NoError(t, err)
+		require.Zero(t, none)
+
+		// Nor of the same replica, whose first request was the late one.
+		none, err = two.take(t.Context(), seen)
+		require.NoError(t, err)
+		require.Zero(t, none)
+		require.Equal(t, "1 "+two.holder+" t", row())
+		// It sees a lease that it doesn't know of: an answer was lost.
+		seen, err = two.look(t.Context())
+		require.NoError(t, err)
+		require.True(t, seen.free)
+		taken, err := one.look(t.Context())
+		require.NoError(t, err)
+		require.False(t, taken.free)
+
+		// Renewed in between, by a leader that had given up hope of an answer.
+		require.NoError(t, two.renew(t.Context(), term))
+		none, err = one.take(t.Context(), taken)
+		require.NoError(t, err)
+		require.Zero(t, none)
+
+		two.resign(t.Context(), term)
+		require.ErrorIs(t, two.renew(t.Context(), term), ErrDeposed)
+		require.Equal(t, "1 f", row())
+		next, err := one.seize(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, int64(2), next.Number)
+		require.ErrorIs(t, two.renew(t.Context(), term), ErrDeposed)
+		two.resign(t.Context(), term)
+		require.Equal(t, "2 "+one.holder+" t", row())
+	})
+}
+
+// Work that keeps every connection of the pool for itself doesn't keep the lease from being renewed.
+func TestBusyPool(t *testing.T) {
+	db := migrated(t)
+	pool := open(t, db, "pool_max_conns", "1")
+	leader := replicate(t, pool, short, func(ctx context.Context, _ Term) error {
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	eventually(t, "it leads", leader.leads)
+	renewals(t, open(t, db), 7)
+	require.Equal(t, int64(1), leader.term().Number)
+	leader.quit()
+	require.NoError(t, leader.ended(t, 0))
+}
+
+// Work that returns by itself ends the election for its replica; the lease is handed over.
+func TestWorkReturns(t *testing.T) {
+	pool := open(t, migrated(t))
+	for _, want := range []error{errors.New("broken"), nil} {
+		work := func(context.Context, Term) error { return want }
+		require.Equal(t, want, (&replica{}).lease(time.Hour).Lead(t.Context(), pool, work))
+		require.Equal(t, want, (&replica{}).lease(time.Hour).Seize(t.Context(), pool, work))
+		require.Equal(t, []bool{true}, column[bool](t, pool, `SELECT holder IS NULL AND expires_at <= clock_timestamp() FROM audit_leader`))
+	}
+}
+
+// Of two who seize the lease the first is told.
+func TestSeizeTwice(t *testing.T) {
+	pool := open(t, migrated(t))
+	began, first := make(chan struct{}), make(chan error, 1)
+	go func() {
+		first <- (&replica{}).lease(short).Seize(t.Context(), pool, func(ctx context.Context, term Term) error {
+			close(began)
+			return untilOver(ctx, term)
+		})
+	}()
+	<-began
+	require.NoError(t, (&replica{}).lease(short).Seize(t.Context(), pool, func(context.Context, Term) error {
+		err := <-first
+		require.NotErrorIs(t, err, ErrOverdue)
+		return nil
+	}))
+}
+
+// A process that goes on after it was frozen confirms nothing, even before its timers have run.
+func TestTermKnowsItsEnd(t *testing.T) {
+	pool := open(t, migrated(t))
+	e := Lease{Duration: time.Minute, Holder: "frozen"}.enter(pool)
+	defer e.leave(t.Context())
+	term, err := e.seize(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, term.check(t.Context(), pool))
+	term.own.extend(time.Now().Add(-time.Hour), e.trust())
+	require.ErrorIs(t, term.check(t.Context(), pool), ErrOverdue)
+	require.ErrorIs(t, term.confirm(t.Context(), begin(t, pool)), ErrDeposed)
 }

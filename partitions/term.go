@@ -22,7 +22,8 @@ type Term struct {
 }
 
 // confirm must be the last statement of a transaction that only the leader may carry out. Until its end nobody can take over: a leader
-// that was frozen, or whose lease ran out, rolls back with [ErrDeposed] instead of doing what its successor may have done already.
+// that was frozen, or whose lease ran out, rolls back with [ErrDeposed] instead of doing what its successor may have done already. The
+// transaction must have the limits of package partitions, or one whose client is gone without a word keeps others from taking over for ever.
 func (t Term) confirm(ctx context.Context, tx pgx.Tx) error {
 	return t.ask(ctx, tx, `SELECT FROM audit_leader WHERE term = $1 AND holder = $2 FOR SHARE`)
 }
