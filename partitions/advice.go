@@ -223,7 +223,7 @@ func adviseExpired(s Survey, _ Schedule, enforce bool) []Advice {
 	}
 	var expired []string
 	for _, p := range s.Stats {
-		if p.Fate != nil && p.Fate.due(s.Now) && p.Phase == PhasePast && !enforce {
+		if p.Fate != nil && p.Fate.Expired(s.Now) && p.Phase == PhasePast && !enforce {
 			expired = append(expired, p.Name)
 		}
 	}

@@ -81,7 +81,7 @@ func TestFate(t *testing.T) {
 				want = at(c.due)
 			}
 			require.Equal(t, want, f.Due)
-			require.Equal(t, c.goes, f.due(at(c.now)))
+			require.Equal(t, c.goes, f.Expired(at(c.now)))
 			require.Equal(t, c.why, f.Why)
 		})
 	}
@@ -116,7 +116,7 @@ func TestFateModel(t *testing.T) {
 		}
 		f := newRules(active, o.least).fate(b, present, nil, now)
 		days := int64(now.Sub(b.To) / (24 * time.Hour))
-		require.Equal(rt, longest >= 0 && now.After(b.To) && days >= int64(longest), f.due(now), "%+v", f)
+		require.Equal(rt, longest >= 0 && now.After(b.To) && days >= int64(longest), f.Expired(now), "%+v", f)
 	})
 }
 
