@@ -134,8 +134,13 @@ func TestEnsureForKeepsOffWhatIsDetached(t *testing.T) {
 			step("audit_log_2025_03_21", "2025-03-21", "2025-04-01"),
 			step("audit_log_2025_04", "2025-04-01", "2025-05-01"),
 		}, created)
-		// It can be attached again.
-		exec(t, pool, `ALTER TABLE audit_log ATTACH PARTITION audit_log_2025_03 FOR VALUES FROM ('2025-03-01 00:00+00') TO ('2025-03-10 00:00+00')`)
+		// Asked for itself, it comes back, and what is beside it stays.
+		created, err = EnsureFor(t.Context(), pool, now, horizon, Schedule{}, days("2025-03-05"))
+		require.NoError(t, err)
+		require.Equal(t, []Step{step("audit_log_2025_03", "2025-03-01", "2025-03-10")}, created)
+		catalog, err := read(t.Context(), pool)
+		require.NoError(t, err)
+		require.Equal(t, []Bounds{part("audit_log_2025_03_12", "2025-03-12", "2025-03-13")}, catalog.Detached)
 	})
 }
 
