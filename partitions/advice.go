@@ -133,7 +133,7 @@ func adviseCreation(s Survey, schedule Schedule, _ bool) []Advice {
 
 // takenIn finds the names taken in an error of Plan's, which joins one for each.
 func takenIn(err error) []*NameTakenError {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the parts of the join itself
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []*NameTakenError
 		for _, part := range joined.Unwrap() {
 			all = append(all, takenIn(part)...)

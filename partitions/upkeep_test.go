@@ -218,3 +218,63 @@ func TestUpkeepOnAStandby(t *testing.T) {
 	_, err = Upkeep(ctx, pool, term, now)
 	require.ErrorIs(t, err, context.Canceled)
 }
+
+// Behind a pooler in transaction mode, what runs in a transaction is done, and what needs a session of its own is left, with the reason.
+func TestUpkeepThroughAPooler(t *testing.T) {
+	for _, version := range []int{15, 18} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			db := testkit.Postgres(t, version)
+			pool := openMigrated(t, db)
+			_, err := EnsureFor(t.Context(), pool, now, 365*24*time.Hour, Schedule{}, []time.Time{at("2026-10-01")})
+			require.NoError(t, err)
+			fill(t, pool, "2026-10-05", 100)
+			exec(t, pool, `ALTER TABLE audit_log_2026_12 RESET (autovacuum_freeze_min_age)`)
+			term := takeTerm(t, pool, "me")
+			pooled := open(t, testkit.OwnPgBouncer(t, db), "default_query_exec_mode", "exec")
+			done, err := Upkeep(t.Context(), pooled, term, now)
+			require.NoError(t, err)
+			const pooler = ": the connection goes through a pooler, where it can't be throttled: set AUDITSINK_POSTGRES_MAINTENANCE_URL to the server's own address"
+			whole := "analyze audit_log"
+			if version < 18 {
+				whole = "left for later: analyze audit_log" + pooler
+			}
+			require.Equal(t, []string{
+				"set what autovacuum is to do for audit_log_2026_12", "analyze audit_log_2026_10", whole, "left for later: vacuum and freeze audit_log_2026_10" + pooler,
+			}, strs(done))
+			require.Equal(t, []string{"0"}, column[string](t, pooled, `SELECT setting FROM pg_settings WHERE name = 'lock_timeout'`), "others' sessions are as they were")
+			require.Empty(t, column[string](t, pool, `SELECT state FROM audit_partition_event WHERE kind = 'vacuum'`))
+		})
+	}
+}
+
+// With the settings that create_audit_log_partition() gives, autovacuum freezes what has come without being told to.
+func TestAutovacuumFreezes(t *testing.T) {
+	for _, version := range []int{15, 18} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			t.Parallel()
+			server := testkit.OwnPostgres(t, testkit.PostgresOptions{Version: version, Settings: map[string]string{"autovacuum_naptime": "1s", "fsync": "off", "maintenance_work_mem": "64MB"}})
+			db, err := server.CreateDatabase(t.Context())
+			require.NoError(t, err)
+			pool := openMigrated(t, db)
+			_, err = Ensure(t.Context(), pool, now, Schedule{Ahead: 0})
+			require.NoError(t, err)
+			// Half of the partition's threshold is not enough, and the indexes would only make it slow.
+			exec(t, pool, `DO $$ DECLARE i record; BEGIN FOR i IN SELECT indexrelid::regclass AS name FROM pg_index WHERE indrelid = 'audit_log'::regclass AND NOT indisprimary LOOP
+				EXECUTE 'DROP INDEX ' || i.name; END LOOP; END $$`)
+			fill(t, pool, "2026-12-05", 50_000)
+			exec(t, pool, `CREATE TABLE other WITH (autovacuum_vacuum_insert_threshold = 1000) AS SELECT FROM generate_series(1, 2000)`)
+			vacuumed := func(table string) int64 {
+				return column[int64](t, pool, `SELECT pg_stat_get_autovacuum_count($1::text::regclass)`, table)[0]
+			}
+			require.Eventually(t, func() bool { return vacuumed("other") > 0 }, testTimeout, testTick, "autovacuum has been here")
+			require.Zero(t, vacuumed("audit_log_2026_12"))
+			fill(t, pool, "2026-12-05", 60_000)
+			require.Eventually(t, func() bool { return vacuumed("audit_log_2026_12") > 0 }, testTimeout, testTick)
+			require.Eventually(t, func() bool { // an autovacuum may have come in the middle of an insert
+				return column[bool](t, pool, `SELECT relallvisible > 0.9 * relpages FROM pg_class WHERE relname = 'audit_log_2026_12'`)[0]
+			}, testTimeout, testTick)
+			require.Equal(t, []bool{true}, column[bool](t, pool, `
+				SELECT age(relfrozenxid) <= age((SELECT max(xmin::text::bigint)::text::xid FROM audit_log)) FROM pg_class WHERE relname = 'audit_log_2026_12'`))
+		})
+	}
+}
