@@ -22,6 +22,8 @@ const (
 	oversizedRows  = 100_000_000
 	// Statistics are stale after so many modifications that are also more than a fifth of the rows; autovacuum analyzes after a twentieth.
 	staleRows = 10_000
+	// Of a table never analyzed Postgres guesses the rows by the size, which will do for a small one.
+	staleBytes = 10 << 20
 	deadRows  = 10_000
 	// stuckAfter is how long the leader may need for what it does in moments, unless something is in its way.
 	stuckAfter = time.Hour
@@ -276,7 +278,7 @@ func adviseStatistics(s Survey, _ Schedule, _ bool) []Advice {
 			continue
 		}
 		switch {
-		case p.Rows == nil && (!p.Newest.IsZero() || p.ModifiedRows > 0):
+		case p.Rows == nil && (p.ModifiedRows > staleRows || p.TableBytes > staleBytes):
 			never = append(never, p.Name)
 		case p.Rows != nil && p.ModifiedRows > staleRows && p.ModifiedRows > *p.Rows/5:
 			stale = append(stale, p.Name)

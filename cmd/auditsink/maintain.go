@@ -102,7 +102,7 @@ func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
 func (w *maintainer) round(ctx context.Context, term partitions.Term) error {
 	done, err := w.work.Round(ctx, term)
 	for _, did := range done {
-		w.log.Info("table partitions maintained", zap.Stringer("did", did))
+		w.tell(did)
 	}
 	if err == nil {
 		w.metrics.MaintenanceLastSuccess.SetToCurrentTime()
@@ -111,6 +111,25 @@ func (w *maintainer) round(ctx context.Context, term partitions.Term) error {
 		err = errors.Join(err, fmt.Errorf("look at the table partitions: %w", told))
 	}
 	return err
+}
+
+// tell logs and counts what was done. What is left for later is no news: it comes up in each round until it is done.
+func (w *maintainer) tell(did fmt.Stringer) {
+	level := zap.InfoLevel
+	switch did := did.(type) {
+	case partitions.Action:
+		switch did.What {
+		case "dropped":
+			w.metrics.PartitionsDropped.Inc()
+		case "expired":
+			w.metrics.RowsExpired.Add(float64(did.Rows))
+		}
+	case partitions.Care:
+		if did.Left != "" {
+			level = zap.DebugLevel
+		}
+	}
+	w.log.Log(level, "table partitions maintained", zap.Stringer("did", did))
 }
 
 // maintenance is the leader's work by the settings.
