@@ -29,7 +29,7 @@ func (r *round) detach(ctx context.Context, w way) (begun bool, err error) {
 	}
 	for _, other := range ways {
 		if other.Default {
-			return false, &DefaultPartitionError{Name: other.Name}
+			return false, fmt.Errorf("nothing can be detached without stopping ingest: %w", &DefaultPartitionError{Name: other.Name})
 		}
 	}
 	since, err := oldest(ctx, r.db, w)
