@@ -228,6 +228,7 @@ func (r *round) take(ctx context.Context, w way, step move) error {
 			_, err = tx.Exec(ctx, `LOCK TABLE `+w.table+` IN SHARE MODE`)
 		case drop:
 			_, err = tx.Exec(ctx, `LOCK TABLE `+w.table+` IN ACCESS EXCLUSIVE MODE`)
+		default:
 		}
 		if err != nil {
 			return err

@@ -31,7 +31,7 @@ func maybeRetire() {
 		return
 	}
 	err := func() error {
-		ctx := context.Background() //nolint:usetesting // it is no test
+		ctx := context.Background()
 		db, err := pgxpool.New(ctx, url)
 		if err != nil {
 			return err
@@ -74,7 +74,7 @@ var failing = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(filepath.Dir(tests), "partitions-failpoints.test")
-	out, err := osexec.CommandContext(context.Background(), "go", "test", "-c", "-tags", "failpoints", "-o", path, ".").CombinedOutput() //nolint:usetesting // for all tests
+	out, err := osexec.CommandContext(context.Background(), "go", "test", "-c", "-tags", "failpoints", "-o", path, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build the tests with failpoints: %w\n%s", err, out)
 	}

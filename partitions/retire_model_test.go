@@ -340,7 +340,7 @@ func (w *world) removeEmpty() {
 	if rapid.Bool().Draw(w.rt, "breaks") {
 		w.saboteur.arm(rapid.IntRange(1, 60).Draw(w.rt, "after"), rapid.Bool().Draw(w.rt, "late"))
 	}
-	_, _ = RemoveEmpty(w.t.Context(), w.frail, w.terms[0], existing, "a test") //nolint:errcheck // it may break or be deposed
+	_, _ = RemoveEmpty(w.t.Context(), w.frail, w.terms[0], existing, "a test") // it may break, or be deposed
 	w.saboteur.arm(0, false)
 }
 
