@@ -28,6 +28,9 @@ func newConvertCommand() *cobra.Command {
 			if o.Batch < 1 || o.Pause < 0 {
 				return &usageError{errors.New("--batch must be at least 1, and --pause not negative")}
 			}
+			if dryRun && undo || dryRun && drop || undo && drop {
+				return &usageError{errors.New("only one of --dry-run, --rollback and --drop-replaced")}
+			}
 			cfg, err := config.Load(config.Postgres)
 			if err != nil {
 				return err
@@ -75,7 +78,6 @@ func newConvertCommand() *cobra.Command {
 	f.IntVar(&o.Batch, "batch", 20000, "rows that one transaction copies")
 	f.DurationVar(&o.Pause, "pause", 0, "rest after each batch, such as 200ms, where the database has other work to do")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
-	c.MarkFlagsMutuallyExclusive("dry-run", "rollback", "drop-replaced")
 	return c
 }
 
