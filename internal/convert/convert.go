@@ -258,10 +258,29 @@ func (c *conversion) load(ctx context.Context) error {
 // gives up soon; and a process that is frozen in it is ended by the server.
 const brief = `SET LOCAL lock_timeout = '200ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'`
 
+// holdVacuum takes a lock that no reader or writer minds, but a vacuum does: the server ends an automatic one for it, once it was waited for for deadlock_timeout (1 s). A brief wait
+// for a stronger lock would never have that done, and a vacuum of a large table takes hours.
+func (c *conversion) holdVacuum(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '5s'; LOCK TABLE `+c.relations()+` IN SHARE UPDATE EXCLUSIVE MODE`)
+	return err
+}
+
+// relations are the old tables, parted by commas.
+func (c *conversion) relations() string {
+	var all []string
+	for _, t := range c.tables() {
+		all = append(all, t.relation)
+	}
+	return strings.Join(all, ", ")
+}
+
 // briefly runs a transaction under these limits, again and again, until it gets its locks. Pauses between tries let writers pass.
 func (c *conversion) briefly(ctx context.Context, p Progress, do func(pgx.Tx) error) error {
 	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
 		err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+			if err := c.holdVacuum(ctx, tx); err != nil {
+				return err
+			}
 			if _, err := tx.Exec(ctx, brief); err != nil {
 				return err
 			}

@@ -64,7 +64,7 @@ func TestConvert(t *testing.T) {
 		// Not a row of it may have changed since.
 		exec(t, conn, `UPDATE audit_replaced.audit_log SET action = 'changed' WHERE id = 1`)
 		_, err = DropReplaced(t.Context(), options(db))
-		require.ErrorAs(t, err, new(*MismatchError))
+		require.ErrorAs(t, err, new(*ChangedError))
 		exec(t, conn, `UPDATE audit_replaced.audit_log SET action = 'last.of.year' WHERE id = 1`)
 		d, err := DropReplaced(t.Context(), options(db))
 		require.NoError(t, err)

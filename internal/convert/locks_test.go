@@ -64,8 +64,8 @@ func TestLocks(t *testing.T) {
 		require.NoError(t, <-converted)
 
 		// Those of reading come with every other.
-		require.Subset(t, []string{"AccessShareLock", "ShareRowExclusiveLock"}, slices.Collect(maps.Keys(seen["beginning to note changes"])))
-		require.Subset(t, []string{"AccessShareLock", strong}, slices.Collect(maps.Keys(seen["swapping"])))
+		require.Subset(t, []string{"AccessShareLock", "ShareUpdateExclusiveLock", "ShareRowExclusiveLock"}, slices.Collect(maps.Keys(seen["beginning to note changes"])))
+		require.Subset(t, []string{"AccessShareLock", "ShareUpdateExclusiveLock", strong}, slices.Collect(maps.Keys(seen["swapping"])))
 		for at, modes := range seen {
 			if at != "beginning to note changes" && at != "swapping" {
 				require.Equal(t, map[string]bool{"AccessShareLock": true}, modes, at)

@@ -166,8 +166,13 @@ func (c *conversion) rights(ctx context.Context) ([]string, error) {
 // taken are names that the swap needs. What is of the replaced tables moves away with them; functions of the same names do too.
 func (c *conversion) taken(ctx context.Context) ([]string, error) {
 	found, err := c.list(ctx, `
-		SELECT format('there is a relation %s, whose name is wanted: rename it or move it away', oid::regclass) FROM pg_class
-		WHERE relnamespace = $2::text::regnamespace AND oid <> ALL($1) AND relname ~ '^audit_(log_[0-9]{4}_[0-9]{2}|log_set_aside|lane|lane_event|quarantine|gap|leader|partition_event|legal_hold|schema_version|retention_policy|integrity_log)$'
+		SELECT format('there is a relation %s, whose name is wanted: rename it or move it away', c.oid::regclass) FROM pg_class c
+		WHERE c.relnamespace = $2::text::regnamespace AND c.oid <> ALL($1)
+		  AND (c.relname ~ '^audit_(log_[0-9]{4}_[0-9]{2}|log_set_aside|lane|lane_event|quarantine|gap|leader|partition_event|legal_hold|schema_version|retention_policy|integrity_log)$'
+		       OR c.relname ~ '^audit_(log|retention_policy|integrity_log)_id_seq$'
+		       OR EXISTS (SELECT FROM pg_class wanted WHERE wanted.relname = c.relname AND wanted.relnamespace = to_regnamespace('audit_convert')))
+		  AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indexrelid = c.oid AND i.indrelid = ANY($1))
+		  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.refclassid = 'pg_class'::regclass AND d.refobjid = ANY($1) AND d.deptype IN ('a', 'i'))
 		UNION ALL SELECT 'there is a schema audit_replaced, where the replaced table would go: drop it (--drop-replaced, if an earlier conversion left it) or rename it'
 		WHERE to_regnamespace('audit_replaced') IS NOT NULL`, c.oids(), quote(c.schema))
 	if err != nil {

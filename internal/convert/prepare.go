@@ -2,7 +2,6 @@ package convert
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -16,7 +15,7 @@ import (
 const staging = `
 	CREATE SCHEMA audit_convert;
 	CREATE TABLE audit_convert.convert_state (
-		stage text NOT NULL, cap bigint NOT NULL, upto timestamptz NOT NULL, total bigint NOT NULL, set_aside boolean NOT NULL, columns text NOT NULL,
+		one boolean PRIMARY KEY DEFAULT true CHECK (one), stage text NOT NULL, cap bigint NOT NULL, upto timestamptz NOT NULL, total bigint NOT NULL, set_aside boolean NOT NULL, columns text NOT NULL,
 		aside_done boolean NOT NULL DEFAULT false, started_at timestamptz NOT NULL DEFAULT now());
 	CREATE TABLE audit_convert.convert_month (
 		lower timestamptz PRIMARY KEY, upper timestamptz NOT NULL, name text NOT NULL, copied bigint NOT NULL DEFAULT 0,
@@ -140,12 +139,16 @@ func (c *conversion) note(ctx context.Context) error {
 	if c.stage != staged {
 		return nil
 	}
-	if found, err := c.taken(ctx); err != nil || len(found) > 0 {
-		return errors.Join(err, &Refusal{found})
+	found, err := c.taken(ctx)
+	if err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return &Refusal{found}
 	}
 	p := Progress{Stage: "beginning to note changes", Total: c.total}
 	c.Report(p)
-	err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `CREATE TABLE IF NOT EXISTS audit_convert.audit_log_set_aside (LIKE audit_convert.audit_log, why text NOT NULL, set_aside_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (id));
 			ALTER TABLE audit_convert.audit_log_set_aside ALTER recorded_at SET DEFAULT now();
 			COMMENT ON TABLE audit_convert.audit_log_set_aside IS 'Rows of the replaced system whose timestamps no partition is made for'`)

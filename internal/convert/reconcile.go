@@ -3,7 +3,6 @@ package convert
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,8 +18,12 @@ type MismatchError struct {
 
 // Error names the month and some rows.
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("%s differs: the old table has %d rows, the new one %d (%s); the old table goes on serving; find out what changed the tables in the schema audit_convert, then `auditsink migrate convert --rollback` and begin again",
-		e.Month, e.Old, e.New, strings.Join(e.Rows, "; "))
+	rows := ""
+	if len(e.Rows) > 0 {
+		rows = " (" + strings.Join(e.Rows, "; ") + ")"
+	}
+	return fmt.Sprintf("%s differs: the old table has %d rows, the new one %d%s; the old table goes on serving; find out what changed the tables in the schema audit_convert, then `auditsink migrate convert --rollback` and begin again",
+		e.Month, e.Old, e.New, rows)
 }
 
 // both is our rows wherever they are.
@@ -111,6 +114,5 @@ func (c *conversion) mismatch(ctx context.Context, tx pgx.Tx, month string, was,
 	if err != nil {
 		return fmt.Errorf("%w; which rows can't be told: %w", e, err)
 	}
-	e.Rows = slices.Clip(e.Rows)
 	return e
 }

@@ -192,6 +192,7 @@ func TestRefusals(t *testing.T) {
 			{"function of the row", `CREATE FUNCTION label(audit_log) RETURNS text LANGUAGE sql AS 'SELECT 1::text'`, `DROP FUNCTION label(audit_log)`, "function public.label"},
 			{"name of a partition", `CREATE TABLE audit_log_2024_05 (id int)`, `DROP TABLE audit_log_2024_05`, "audit_log_2024_05"},
 			{"name of a table", `CREATE VIEW audit_lane AS SELECT 1`, `DROP VIEW audit_lane`, "audit_lane"},
+			{"name of a sequence", `ALTER SEQUENCE audit_integrity_log_id_seq OWNED BY NONE`, `ALTER SEQUENCE audit_integrity_log_id_seq OWNED BY audit_integrity_log.id`, "audit_integrity_log_id_seq"},
 			{"schema of ours", `CREATE SCHEMA audit_replaced`, `DROP SCHEMA audit_replaced`, "audit_replaced"},
 			{"other schema of ours", `CREATE SCHEMA audit_convert`, `DROP SCHEMA audit_convert`, "audit_convert"},
 			{"status", `INSERT INTO audit_log (id, timestamp, action, status) VALUES (40000, now(), 'x', 'done'), (40001, now(), 'x', 'SUCCESS')`, `DELETE FROM audit_log WHERE id >= 40000`, "2 rows"},

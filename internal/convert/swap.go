@@ -51,11 +51,10 @@ func (c *conversion) trySwap(ctx context.Context) (s Summary, err error) {
 	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '10s'; LOCK TABLE audit_convert.audit_log, audit_convert.audit_log_set_aside IN ACCESS EXCLUSIVE MODE`); err != nil {
 		return s, err
 	}
-	olds := ""
-	for _, t := range c.tables() {
-		olds += ", " + t.relation
+	if err := c.holdVacuum(ctx, tx); err != nil {
+		return s, err
 	}
-	if _, err := tx.Exec(ctx, brief+`; LOCK TABLE `+olds[2:]+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+	if _, err := tx.Exec(ctx, brief+`; LOCK TABLE `+c.relations()+` IN ACCESS EXCLUSIVE MODE`); err != nil {
 		return s, err
 	}
 	began := time.Now()

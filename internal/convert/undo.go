@@ -67,8 +67,20 @@ type Dropped struct {
 	Months int   `json:"months"`
 }
 
-// DropReplaced drops the table that was replaced, after a last comparison with what was put on record at the swap. A month that differs is a [*MismatchError]
-// and nothing is dropped: somebody has written to the replaced table. Where something depends on it, the server says what.
+// ChangedError means that the replaced table isn't what it was at the swap: somebody has written to it since, or to what is on record.
+type ChangedError struct {
+	Month          string
+	Rows, Recorded int64
+}
+
+// Error names the month and says what to do.
+func (e *ChangedError) Error() string {
+	return fmt.Sprintf("the replaced table isn't what was put on record when it was converted: %s has %d rows, on record are %d, or their hashes differ; nothing was dropped: "+
+		"find out who writes to audit_replaced.audit_log, and bring what is missing into audit_log before you drop the schema audit_replaced by hand", e.Month, e.Rows, e.Recorded)
+}
+
+// DropReplaced drops the table that was replaced, after a last comparison with what was put on record at the swap. A month that differs is a [*ChangedError],
+// and nothing is dropped. Where something depends on it, the server says what.
 func DropReplaced(ctx context.Context, o Options) (Dropped, error) {
 	c, err := begin(ctx, o)
 	if err != nil {
@@ -106,14 +118,14 @@ func DropReplaced(ctx context.Context, o Options) (Dropped, error) {
 		}
 		for month, s := range is {
 			if was[month] != s {
-				return &MismatchError{Month: month, Old: s.Rows, New: was[month].Rows, Rows: []string{"on record at the swap"}}
+				return &ChangedError{Month: month, Rows: s.Rows, Recorded: was[month].Rows}
 			}
 			delete(was, month)
 			d.Rows += s.Rows
 			d.Months++
 		}
 		for month, s := range was {
-			return &MismatchError{Month: month, New: s.Rows, Rows: []string{"on record at the swap"}}
+			return &ChangedError{Month: month, Recorded: s.Rows}
 		}
 		err = statements(ctx, tx, `SELECT format('DROP TABLE %s', string_agg(oid::regclass::text, ', ')) FROM pg_class WHERE relnamespace = 'audit_replaced'::regnamespace AND relkind = 'r'
 			UNION ALL SELECT format('DROP ROUTINE %s', oid::regprocedure) FROM pg_proc WHERE pronamespace = 'audit_replaced'::regnamespace`)
