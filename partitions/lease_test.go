@@ -290,19 +290,44 @@ func TestHandOver(t *testing.T) {
 	})
 }
 
+// Work that takes its time to come to its end is still the leader's: the lease goes on.
+func TestLeaderTidiesUp(t *testing.T) {
+	db := migrated(t)
+	watch := open(t, db)
+	tidied := make(chan struct{})
+	first := replicate(t, open(t, db), short, func(ctx context.Context, _ Term) error {
+		<-ctx.Done()
+		<-tidied
+		return context.Cause(ctx)
+	})
+	eventually(t, "the first leads", first.leads)
+	second := replicate(t, open(t, db), short, nil)
+	first.stop()
+	renewals(t, watch, 6)
+	require.False(t, second.leads())
+	close(tidied)
+	eventually(t, "the second leads", second.leads)
+	require.NoError(t, first.ended(t, 0))
+	require.Equal(t, int64(2), second.term().Number)
+}
+
 // Without a word from the leader another one leads when the lease has expired. The old one knows by then, and is a candidate when it is back.
 func TestLeaderCutOff(t *testing.T) {
 	sites(t, func(t *testing.T, s site) {
 		far, network := s.through(t)
-		var own atomic.Pointer[Term]
-		first := replicate(t, far.connect(t), short, func(ctx context.Context, term Term) error {
-			own.Store(&term)
+		var life atomic.Value
+		first := replicate(t, far.connect(t), 2*short, func(ctx context.Context, term Term) error {
+			life.CompareAndSwap(nil, ctx)
 			return untilOver(ctx, term)
 		})
 		eventually(t, "the first leads", first.leads)
-		second := replicate(t, s.connect(t), short, func(ctx context.Context, term Term) error {
-			if own.Load().own.left() > 0 {
+		own := first.term().own
+		second := replicate(t, s.connect(t), 2*short, func(ctx context.Context, term Term) error {
+			if own.left() > 0 {
 				t.Error("the first still trusts its lease")
+			}
+			if life.Load().(context.Context).Err() == nil { //nolint:errcheck,forcetypeassert // see above
+				t.Error("the first still works")
 			}
 			return untilOver(ctx, term)
 		})
@@ -594,10 +619,17 @@ func TestSeizeTwice(t *testing.T) {
 		})
 	}()
 	<-began
-	require.NoError(t, (&replica{}).lease(short).Seize(t.Context(), pool, func(context.Context, Term) error {
-		err := <-first
-		require.NotErrorIs(t, err, ErrOverdue)
-		return nil
+	bounded, enough := context.WithTimeout(t.Context(), testTimeout)
+	defer enough()
+	require.NoError(t, (&replica{}).lease(short).Seize(bounded, pool, func(ctx context.Context, _ Term) error {
+		select {
+		case err := <-first:
+			require.ErrorIs(t, err, ErrDeposed)
+			require.NotErrorIs(t, err, ErrOverdue)
+			return nil
+		case <-ctx.Done():
+			return errors.New("the first was not told")
+		}
 	}))
 }
 
