@@ -24,7 +24,7 @@ const (
 	staleRows = 10_000
 	// Of a table never analyzed Postgres guesses the rows by the size, which will do for a small one.
 	staleBytes = 10 << 20
-	deadRows  = 10_000
+	deadRows   = 10_000
 	// stuckAfter is how long the leader may need for what it does in moments, unless something is in its way.
 	stuckAfter = time.Hour
 	// leaderless is how long nobody may lead: much longer than a hand-over takes.
