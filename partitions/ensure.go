@@ -47,13 +47,10 @@ func EnsureFor(ctx context.Context, db *pgxpool.Pool, now time.Time, horizon tim
 	if len(allowed) == 0 {
 		return nil, refusal
 	}
-	back, err := bringBackFor(ctx, db, allowed)
-	if err != nil {
-		return back, errors.Join(err, refusal)
-	}
+	back, failed := bringBackFor(ctx, db, allowed)
 	schedule.Ahead = 0
 	steps, err := create(ctx, db, "on demand", func(c Catalog) ([]Step, error) { return Plan(now, c, schedule, allowed...) })
-	return append(back, steps...), errors.Join(err, refusal)
+	return append(back, steps...), errors.Join(failed, err, refusal)
 }
 
 // create carries out a plan, one transaction a step, planning anew each time from what the catalog says by then.

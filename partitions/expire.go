@@ -67,25 +67,25 @@ func (r *round) expiring(ctx context.Context) ([]expiring, error) {
 	if err != nil {
 		return nil, err
 	}
+	b, err := convene(ctx, r.db, r.now, r.retention)
+	if err != nil {
+		return nil, err
+	}
 	var all []expiring
 	for _, w := range ways {
-		if !w.attached || w.Detaching || w.strange || w.state == "verified" || w.From.AddDate(0, 0, r.retention.MinDays).After(r.now) {
+		if !w.attached || w.Detaching || w.strange || w.state == "verified" || w.From.AddDate(0, 0, r.retention.MinDays).After(b.now) {
 			continue
 		}
-		v, err := judge(ctx, r.db, w, r.now, r.retention)
+		v, err := b.judge(ctx, r.db, w)
 		if gone(err) || err == nil && v.Expired(v.now) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		rules, err := readRules(ctx, r.db, r.retention.MinDays)
-		if err != nil {
-			return nil, err
-		}
 		for _, policy := range v.policies {
-			days, _ := rules.keeps(policy)
-			if last, some := cutoff(v.now, days); some && !last.Before(w.From) {
+			days, _ := b.keeps(policy)
+			if last, some := cutoff(b.now, days); some && !last.Before(w.From) {
 				all = append(all, expiring{w, policy})
 			}
 		}
@@ -213,16 +213,12 @@ func (r *round) countExpired(ctx context.Context, e expiring) (event, left int64
 
 // last is the latest timestamp of rows that have expired, by the policies as they are.
 func (r *round) last(ctx context.Context, tx pgx.Tx, e expiring) (time.Time, bool, error) {
-	now, err := earlier(ctx, tx, r.now)
+	b, err := convene(ctx, tx, r.now, r.retention)
 	if err != nil {
-		return now, false, err
+		return time.Time{}, false, err
 	}
-	rules, err := readRules(ctx, tx, r.retention.MinDays)
-	if err != nil {
-		return now, false, err
-	}
-	days, _ := rules.keeps(e.policy)
-	last, some := cutoff(now, days)
+	days, _ := b.keeps(e.policy)
+	last, some := cutoff(b.now, days)
 	return last, some, nil
 }
 

@@ -32,6 +32,11 @@ func (w way) open() bool {
 	return w.state == "requested" || w.state == "verified" || w.state == "detached"
 }
 
+// swapped tells whether what has its name isn't what was put on record as detached.
+func (w way) swapped() bool {
+	return !w.attached && w.state == "detached" && w.oid != 0 && w.oid != w.detachedOID
+}
+
 // look reads partitions and ways out by time, all or those of the given names. What is attached is there, and of what is not attached whatever has
 // an open way out, or is a table though its last way out has ended with it attached.
 func look(ctx context.Context, db querier, names ...string) ([]way, error) {
@@ -147,15 +152,35 @@ type verdict struct {
 	policies []*string // that its rows have
 }
 
-// judge says what is to become of a partition as things are.
-func judge(ctx context.Context, db querier, w way, now time.Time, r Retention) (verdict, error) {
+// bench is what partitions are judged by.
+type bench struct {
+	rules
+	now       time.Time
+	retention Retention
+}
+
+// convene reads what partitions are judged by as it is.
+func convene(ctx context.Context, db querier, now time.Time, r Retention) (bench, error) {
 	now, err := earlier(ctx, db, now)
-	if err != nil || w.oid == 0 {
-		return verdict{Fate: Fate{Bounds: w.Bounds}, now: now}, err
+	if err != nil {
+		return bench{}, err
 	}
 	rules, err := readRules(ctx, db, r.MinDays)
+	return bench{rules: rules, now: now, retention: r}, err
+}
+
+// judge says what is to become of a partition as things are.
+func judge(ctx context.Context, db querier, w way, now time.Time, r Retention) (verdict, error) {
+	b, err := convene(ctx, db, now, r)
 	if err != nil {
 		return verdict{}, err
+	}
+	return b.judge(ctx, db, w)
+}
+
+func (b bench) judge(ctx context.Context, db querier, w way) (verdict, error) {
+	if w.oid == 0 {
+		return verdict{Fate: Fate{Bounds: w.Bounds}, now: b.now}, nil
 	}
 	policies, err := present(ctx, db, w.table)
 	if err != nil {
@@ -165,8 +190,8 @@ func judge(ctx context.Context, db querier, w way, now time.Time, r Retention) (
 	if err != nil {
 		return verdict{}, err
 	}
-	v := verdict{Fate: rules.fate(w.Bounds, policies, holds, now), now: now, policies: policies}
-	grace := r.Grace
+	v := verdict{Fate: b.fate(w.Bounds, policies, holds, b.now), now: b.now, policies: policies}
+	grace := b.retention.Grace
 	if w.removed {
 		grace = 0
 	}
@@ -176,8 +201,11 @@ func judge(ctx context.Context, db querier, w way, now time.Time, r Retention) (
 			v.DropAfter = w.detachedAt.Add(grace)
 		}
 	}
-	if w.strange {
+	switch {
+	case w.strange:
 		v.Due, v.Why = time.Time{}, "never: it isn't a plain table in audit_log's schema"
+	case w.swapped():
+		v.Due, v.Why = time.Time{}, "never: it is not the table that was detached under this name; look at it, and restore it or move it away"
 	}
 	return v, nil
 }
@@ -189,12 +217,16 @@ func Outlook(ctx context.Context, db *pgxpool.Pool, now time.Time, r Retention) 
 	if err != nil {
 		return nil, err
 	}
+	b, err := convene(ctx, db, now, r)
+	if err != nil {
+		return nil, err
+	}
 	var all []Fate
 	for _, w := range ways {
 		if w.oid == 0 {
 			continue // asked to go, or on its way, and somebody else dropped it
 		}
-		v, err := judge(ctx, db, w, now, r)
+		v, err := b.judge(ctx, db, w)
 		if gone(err) {
 			continue // since we looked
 		}

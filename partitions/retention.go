@@ -94,13 +94,14 @@ func expiry(t time.Time, days int) time.Time {
 	return time.Time{}
 }
 
-// cutoff is the latest timestamp of rows that have expired by now, if kept for days; false: none has.
+// cutoff is the latest timestamp of rows to remove one by one by now, if kept for days; false: there are none. It is the end of a day, so that a policy's rows
+// go, and are put on record, once a day and not a few with every round.
 func cutoff(now time.Time, days int) (time.Time, bool) {
 	const most = 4_000_000
 	if days <= 0 || days > most {
 		return time.Time{}, false
 	}
-	last := now.UTC().AddDate(0, 0, -days)
+	last := Day.start(now.UTC().AddDate(0, 0, -days)).Add(-time.Microsecond)
 	return last, last.Year() > 0
 }
 

@@ -74,8 +74,8 @@ func (w way) next(v verdict, enforce bool) (move, string) {
 		return refuse, "it is no partition of audit_log any more"
 	case !w.open():
 		return reattach, "it was to stay, and a late DETACH came"
-	case w.state == "detached" && w.oid != w.detachedOID:
-		return stay, "it is not the table that was detached: look at it, and restore or rename it"
+	case w.swapped():
+		return stay, why
 	case !due:
 		return reattach, why
 	case w.state == "verified":
@@ -186,6 +186,9 @@ func (r *round) goOn(ctx context.Context, w way) error {
 		step, why := w.next(v, r.retention.Enforce)
 		switch step {
 		case stay:
+			if w.swapped() {
+				r.wait(w.Name, errors.New(why))
+			}
 			return nil
 		case finalize:
 			err = r.finalize(ctx, w, why)
