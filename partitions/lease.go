@@ -13,15 +13,15 @@ import (
 
 // Lease is how one replica takes part in the election of the leader.
 //
-// The lease is the row of audit_leader. A candidate looks at it about once a second and takes it where the database's clock says that it has
-// expired. The holder renews it three times as often as it expires, and trusts it by its own monotonic clock for less than that, counted from before the request
-// was sent: whatever network, pooler or locks did to the request, the holder gives up before others may begin. Where that fails all the same (a
-// frozen process, a suspended machine, the database's clock set forward), two lead at once, and the term decides: see [Term].
+// The lease is the row of audit_leader. A candidate looks at it about once a second, and takes it where the database's clock says that it has expired.
+// The holder renews it three times as often as it would expire. It trusts it by its own monotonic clock, for less than that time, and counted from before
+// the request was sent: whatever network, pooler or locks did to the request, the holder gives up before others may begin. Where that fails (a
+// suspended machine, whose monotonic clock stood still; the database's clock set forward) two lead at once, and the term decides: see [Term].
 //
-// A clock that was set back would leave the lease of a dead holder valid for as long. So one that a candidate has seen unchanged for two leases of its
-// own monotonic clock counts as expired too.
+// With the database's clock set back, the lease of a dead holder would last for as long. So one that a candidate has seen unchanged for two leases
+// of its own, by its own monotonic clock, is free as well.
 //
-// Lease needs neither sessions nor notifications, so it works through a pooler in transaction mode.
+// Nothing here needs a session, so it works through a pooler in transaction mode.
 type Lease struct {
 	// Duration is after how long without news from the holder another may lead.
 	Duration time.Duration
@@ -56,7 +56,7 @@ func (l Lease) Lead(ctx context.Context, db *pgxpool.Pool, work func(ctx context
 	for {
 		term, err := e.win(ctx)
 		if err != nil {
-			return nil //nolint:nilerr // told to stop: there is no other error
+			return nil
 		}
 		if err := e.reign(ctx, term, work); !errors.Is(err, ErrDeposed) {
 			return err
@@ -95,8 +95,8 @@ func (e *election) win(ctx context.Context) (Term, error) {
 		case term.own != nil && term.own.left() > 0:
 			return term, nil
 		}
-		if err := sleep(ctx, pause); err != nil {
-			return Term{}, err
+		if !sleep(ctx, pause) {
+			return Term{}, context.Cause(ctx)
 		}
 	}
 }
@@ -162,11 +162,8 @@ func (e *election) reign(ctx context.Context, term Term, work func(context.Conte
 
 // keep renews the lease until ctx ends, and returns an error when it is lost.
 func (e *election) keep(ctx context.Context, term Term, overdue *time.Timer) error {
-	next := e.Duration / 3
-	for {
-		if sleep(ctx, next) != nil {
-			return nil
-		}
+	const often = 3 // see Lease
+	for next := e.Duration / often; sleep(ctx, next); {
 		left := term.own.left()
 		if left <= 0 {
 			return errOverdue
@@ -175,17 +172,16 @@ func (e *election) keep(ctx context.Context, term Term, overdue *time.Timer) err
 		err := e.renew(attempt, term)
 		cancel()
 		switch {
-		case ctx.Err() != nil:
-			return nil
 		case errors.Is(err, ErrDeposed):
 			return err
 		case err != nil:
 			next = e.backoff.NextBackOff()
 		default:
 			overdue.Reset(term.own.left())
-			next = e.Duration / 3 //nolint:mnd // see Lease
+			next = e.Duration / often
 		}
 	}
+	return nil
 }
 
 // trust is for how long the holder takes the lease for its own. The difference is for clocks that don't run at quite the same rate.
@@ -213,15 +209,15 @@ func (t *tenure) extend(sent time.Time, trust time.Duration) {
 
 func (t *tenure) left() time.Duration { return time.Duration(t.until.Load()) - time.Since(t.start) }
 
-// sleep returns early, with an error, when ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
+// sleep returns false when ctx ended meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false
 	case <-timer.C:
-		return nil
+		return true
 	}
 }
 

@@ -189,7 +189,7 @@ func obey(db *pgxpool.Pool, violated *sync.Map) func(context.Context, Term) erro
 			case ctx.Err() != nil:
 				return context.Cause(ctx)
 			}
-			_ = sleep(ctx, 5*time.Millisecond) // the next turn sees why
+			sleep(ctx, 5*time.Millisecond)
 		}
 	}
 }
@@ -326,7 +326,7 @@ func TestLeaderCutOff(t *testing.T) {
 			if own.left() > 0 {
 				t.Error("the first still trusts its lease")
 			}
-			if life.Load().(context.Context).Err() == nil { //nolint:errcheck,forcetypeassert // see above
+			if life.Load().(context.Context).Err() == nil { //nolint:errcheck // see above
 				t.Error("the first still works")
 			}
 			return untilOver(ctx, term)
