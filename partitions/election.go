@@ -26,7 +26,7 @@ type election struct {
 
 func (l Lease) enter(db *pgxpool.Pool) *election {
 	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = l.Duration/30, min(l.Duration/3, 5*time.Second) //nolint:mnd // several fit into a lease
+	pause.InitialInterval, pause.MaxInterval = l.Duration/30, min(l.Duration/3, 5*time.Second)
 	return &election{Lease: l, holder: l.Holder + "/" + rand.Text()[:8], config: db.Config().ConnConfig, backoff: pause}
 }
 

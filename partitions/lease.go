@@ -70,7 +70,7 @@ func (l Lease) Lead(ctx context.Context, db *pgxpool.Pool, work func(ctx context
 func (l Lease) Seize(ctx context.Context, db *pgxpool.Pool, work func(ctx context.Context, term Term) error) error {
 	e := l.enter(db)
 	defer e.leave(ctx)
-	attempt, cancel := context.WithTimeout(ctx, l.Duration)
+	attempt, cancel := context.WithTimeout(ctx, min(l.Duration, time.Minute))
 	defer cancel()
 	term, err := e.seize(attempt)
 	if err != nil {
@@ -110,7 +110,7 @@ func (e *election) stand(ctx context.Context, last *sighting) (Term, error) {
 	if !seen.same(*last) {
 		*last = seen
 	}
-	if !seen.free && time.Since(last.at) < 2*e.Duration { //nolint:mnd // see Lease
+	if !seen.free && time.Since(last.at) < 2*e.Duration {
 		return Term{}, nil
 	}
 	return e.take(ctx, seen)
@@ -187,8 +187,8 @@ func (e *election) keep(ctx context.Context, term Term, overdue *time.Timer) err
 // trust is for how long the holder takes the lease for its own. The difference is for clocks that don't run at quite the same rate.
 func (l Lease) trust() time.Duration { return l.Duration - l.Duration/10 }
 
-// patience is how long an answer is waited for: of a connection that is dead without a word, several must fit into a lease.
-func (l Lease) patience() time.Duration { return l.Duration / 4 }
+// patience is how long an answer is waited for: where a connection is dead without a word, there must be time in a lease for others.
+func (l Lease) patience() time.Duration { return min(l.Duration/4, 10*time.Second) }
 
 // tenure is until when the holder trusts its lease, by the monotonic clock of this process.
 type tenure struct {
