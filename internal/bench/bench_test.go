@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"os"
@@ -9,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"auditsink/internal/convert"
 	"auditsink/internal/testkit"
 )
 
@@ -42,10 +45,11 @@ func TestRun(t *testing.T) {
 // TestScenarios runs the others, small: none fails, so each event was one row.
 func TestScenarios(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "figures.json")
-	o, err := parse([]string{"-scenarios", "backlog,outage,scale", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
+	o, err := parse([]string{"-scenarios", "backlog,outage,scale,convert", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
 	require.NoError(t, err)
 	o.outage = outagePlan{lanes: 2, rate: 200, before: time.Second, down: time.Second, after: time.Second}
 	o.scale = scalePlan{lanes: 4, rate: 200, workers: []int{1, 3, 2}, each: 5 * time.Second}
+	o.convert = convertPlan{rows: 5000, months: 5, rate: 100, writers: 2, before: time.Second, after: time.Second}
 	require.NoError(t, run(t.Context(), o))
 
 	raw, err := os.ReadFile(path)
@@ -53,6 +57,10 @@ func TestScenarios(t *testing.T) {
 	var r report
 	require.NoError(t, json.Unmarshal(raw, &r))
 	require.Empty(t, r.Runs)
+	require.Equal(t, 5, r.Convert.Months)
+	require.GreaterOrEqual(t, r.Convert.Rows, int64(5000))
+	require.Equal(t, r.Convert.Writes, r.Convert.Latencies[0].Writes)
+	require.Positive(t, r.Convert.SwapMillis)
 	require.Len(t, r.Backlogs, 2)
 	for i, codec := range []string{"snappy", "zstd"} {
 		b := r.Backlogs[i]
@@ -75,6 +83,32 @@ func TestScenarios(t *testing.T) {
 		require.Positive(t, p.LongestSeconds)
 		require.LessOrEqual(t, p.MedianSeconds, p.LongestSeconds)
 	}
+}
+
+// TestConvertCompares: a row that is another, or missing, is found.
+func TestConvertCompares(t *testing.T) {
+	url := testkit.Postgres(t, 18)
+	conn, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer conn.Close(context.WithoutCancel(t.Context())) //nolint:errcheck // the database goes
+	b := &bench{options: options{convert: convertPlan{rows: 1000, months: 4}}}
+	require.NoError(t, b.fillReplaced(t.Context(), conn))
+	_, err = convert.Run(t.Context(), convert.Options{URL: url, Ahead: 1, Batch: 100})
+	require.NoError(t, err)
+	f := &convertFigures{}
+	require.NoError(t, f.compare(t.Context(), conn, 1000))
+	for _, plant := range []string{
+		`UPDATE audit_log SET outcome_description = outcome_description || '.' WHERE id = 500`,
+		`UPDATE audit_log SET outcome_description = NULL WHERE id = 500`,
+		`DELETE FROM audit_log WHERE id = 500`,
+	} {
+		_, err = conn.Exec(t.Context(), plant)
+		require.NoError(t, err)
+		require.ErrorContains(t, f.compare(t.Context(), conn, 1000), "1 months differ", plant)
+	}
+	_, err = conn.Exec(t.Context(), `DELETE FROM audit_replaced.audit_log WHERE id = 500`)
+	require.NoError(t, err)
+	require.ErrorContains(t, f.compare(t.Context(), conn, 1000), "999 rows")
 }
 
 func TestStandstills(t *testing.T) {

@@ -228,9 +228,9 @@ func (f *convertFigures) compare(ctx context.Context, conn *pgx.Conn, rows int64
 			archived_at AT TIME ZONE 'UTC', details)::text, 7)) AS h FROM ` + from + where + ` GROUP BY 1`
 	}
 	var differ, stored int64
-	err := conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE (o.n, o.h) IS DISTINCT FROM (n.n, n.h)), sum(o.n)::bigint, (SELECT count(*) FROM audit_log), pg_indexes_size('audit_log')
+	err := conn.QueryRow(ctx, `SELECT count(*) FILTER (WHERE (o.n, o.h) IS DISTINCT FROM (n.n, n.h)), sum(o.n)::bigint, (SELECT count(*) FROM audit_log)
 		FROM (`+months("audit_replaced.audit_log", "")+`) o FULL JOIN (`+months("audit_log", ` WHERE id <= (SELECT max(id) FROM audit_replaced.audit_log)`)+`) n USING (month)`).
-		Scan(&differ, &f.Rows, &stored, &f.NewBytes)
+		Scan(&differ, &f.Rows, &stored)
 	if err == nil {
 		err = conn.QueryRow(ctx, `SELECT sum(pg_total_relation_size(relid))::bigint FROM pg_partition_tree('audit_log')`).Scan(&f.NewBytes)
 	}
