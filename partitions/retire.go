@@ -120,29 +120,6 @@ func Retire(ctx context.Context, db *pgxpool.Pool, term Term, now time.Time, ret
 	return r.done, err
 }
 
-// RemoveEmpty removes the given partitions where they are empty, whatever their age and legal holds, for they hold nothing; without a grace period. What gets a row
-// until then stays. Where it is interrupted, [Retire] goes on with it.
-func RemoveEmpty(ctx context.Context, db *pgxpool.Pool, term Term, which []Bounds, why string) ([]Action, error) {
-	r := &round{db: db, term: term, now: end} // so that the database's clock is taken
-	var ways []way
-	var failed []error
-	for _, b := range which {
-		w, err := r.markEmpty(ctx, b.Name, why)
-		switch {
-		case r.over(ctx, err):
-			return r.done, err
-		case err != nil && waits(err):
-			r.wait(b.Name, err)
-		case err != nil:
-			failed = append(failed, fmt.Errorf("remove partition %s: %w", b.Name, err))
-		case w.removed:
-			ways = append(ways, w)
-		}
-	}
-	failed = append(failed, r.walk(ctx, ways))
-	return r.done, errors.Join(failed...)
-}
-
 func (r *round) walk(ctx context.Context, ways []way) error {
 	var failed []error
 	for _, w := range ways {
@@ -225,18 +202,12 @@ func (r *round) take(ctx context.Context, w way, step move) error {
 	err := transact(ctx, r.db, func(tx pgx.Tx) error {
 		var c count
 		var err error
-		// What takes long comes before the locks that others wait for. A table that is detached is locked first, so that the count is of what goes.
-		switch step {
-		case settle:
-			_, err = tx.Exec(ctx, `LOCK TABLE `+w.table+` IN SHARE MODE`)
-		case drop:
-			_, err = tx.Exec(ctx, `LOCK TABLE `+w.table+` IN ACCESS EXCLUSIVE MODE`)
-		default:
-		}
-		if err != nil {
-			return err
-		}
+		// What takes long comes before the locks that others wait for.
 		if step == verify || step == settle || step == drop {
+			var same bool
+			if same, err = r.secure(ctx, tx, w, step); err != nil || !same {
+				return err
+			}
 			if c, err = countRows(ctx, tx, w.table); err != nil {
 				return err
 			}
@@ -276,6 +247,24 @@ func (r *round) take(ctx context.Context, w way, step move) error {
 		failpoint.Hit("retire." + string(step) + ".after-commit")
 	}
 	return nil
+}
+
+// secure locks a table that is detached, so that what is counted is what goes, and nobody attaches it. It tells whether it still is as it was: one that was
+// attached meanwhile would keep events waiting.
+func (*round) secure(ctx context.Context, tx pgx.Tx, w way, step move) (bool, error) {
+	mode := "SHARE"
+	switch step {
+	case verify:
+		return true, nil
+	case drop:
+		mode = "ACCESS EXCLUSIVE"
+	default:
+	}
+	if _, err := tx.Exec(ctx, `LOCK TABLE `+w.table+` IN `+mode+` MODE`); err != nil {
+		return false, err
+	}
+	now, err := lookAt(ctx, tx, w.Name)
+	return now == w, err
 }
 
 // carryOut writes what a step changes.
@@ -369,30 +358,4 @@ func asJSON(detail map[string]any) (string, error) {
 		return "", fmt.Errorf("write the detail of an event: %w", err)
 	}
 	return string(text), nil
-}
-
-// markEmpty puts on record that a partition is to go since it is empty. What is on its way out already, or isn't empty, is left.
-func (r *round) markEmpty(ctx context.Context, name, why string) (way, error) {
-	var w way
-	err := transact(ctx, r.db, func(tx pgx.Tx) (err error) {
-		if err = alone(ctx, tx); err != nil {
-			return err
-		}
-		if w, err = lookAt(ctx, tx, name); err != nil || !w.attached || w.Detaching || w.Default || w.strange || w.open() {
-			return err
-		}
-		policies, err := present(ctx, tx, w.table)
-		if err != nil || len(policies) > 0 {
-			return err
-		}
-		err = r.recordVerified(ctx, tx, w, 0, map[string]any{"why": why, "removed_empty": true})
-		if err != nil {
-			return err
-		}
-		if w, err = lookAt(ctx, tx, name); err != nil {
-			return err
-		}
-		return r.term.confirm(ctx, tx)
-	})
-	return w, err
 }
