@@ -72,7 +72,7 @@ var knownBy = []struct{ step, text string }{
 	{"drop", `DROP TABLE`},
 	{"remove expired rows, a batch", `DELETE FROM`},
 	{"put a removal of rows on record", `'expire', `},
-	{"verify before the detach", `'verified'[^;]*drop|VALUES \(\$1, 'drop'`},
+	{"verify before the detach", `VALUES \(\$1, 'drop'`},
 	{"look again at what is detached", `IN SHARE MODE`},
 	{"set autovacuum's settings", `SET \(autovacuum`},
 	{"analyze audit_log (18)", `ANALYZE ONLY audit_log`},
