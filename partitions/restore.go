@@ -100,7 +100,12 @@ func takeBack(ctx context.Context, tx pgx.Tx, name, why string, more func(contex
 	return restored, err
 }
 
-// absent says why there is nothing to restore.
+// absentError says why there is nothing to restore.
+type absentError struct{ why string }
+
+func (e *absentError) Error() string { return e.why }
+
+// absent finds out why there is nothing to restore.
 func absent(ctx context.Context, tx pgx.Tx, name string) error {
 	var at time.Time
 	var rows int64
@@ -108,11 +113,11 @@ func absent(ctx context.Context, tx pgx.Tx, name string) error {
 		SELECT updated_at, coalesce(row_count, 0) FROM audit_partition_event WHERE partition_name = $1 AND kind = 'drop' AND state = 'done' ORDER BY id DESC LIMIT 1`, name).Scan(&at, &rows)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
-		return errors.New("there is no such partition, and none of that name is on its way out")
+		return &absentError{"there is no such partition, and none of that name is on its way out"}
 	case err != nil:
 		return err
 	default:
-		return fmt.Errorf("it was dropped at %s with %d rows: only a backup has them", at.UTC().Format(time.RFC3339), rows)
+		return &absentError{fmt.Sprintf("it was dropped at %s with %d rows: only a backup has them", at.UTC().Format(time.RFC3339), rows)}
 	}
 }
 
@@ -127,10 +132,16 @@ func bringBackFor(ctx context.Context, db *pgxpool.Pool, times []time.Time) ([]S
 		if w.attached && !w.Detaching || w.oid == 0 || w.event == 0 || w.state == "requested" || !w.takes(times) {
 			continue
 		}
-		if _, err := bringBack(ctx, db, w.Name, "a late event", nil); err != nil {
+		restored, err := bringBack(ctx, db, w.Name, "a late event", nil)
+		if _, absent := errors.AsType[*absentError](err); absent {
+			continue // dropped since we looked: the range is free for another
+		}
+		if err != nil {
 			return back, fmt.Errorf("attach partition %s again for a late event: %w", w.Name, err)
 		}
-		back = append(back, Step{Name: w.Name, From: w.From, To: w.To})
+		if restored.What == "restored" {
+			back = append(back, Step{Name: w.Name, From: w.From, To: w.To})
+		}
 	}
 	return back, nil
 }

@@ -1,6 +1,7 @@
 package partitions
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -89,8 +90,14 @@ func child(t *testing.T, url string, db *pgxpool.Pool, now time.Time, failpoint 
 	term := lead(t, db, "child")
 	cmd := osexec.CommandContext(t.Context(), path)
 	cmd.Env = append(os.Environ(), childURL+"="+url, childTerm+"="+strconv.FormatInt(term.Number, 10), childNow+"="+now.Format(time.RFC3339Nano), "FAILPOINT="+failpoint)
-	cmd.Stderr = os.Stderr
+	said := &bytes.Buffer{}
+	cmd.Stderr = said
 	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		if t.Failed() && cmd.ProcessState != nil {
+			t.Logf("the child said: %s", said)
+		}
+	})
 	return cmd
 }
 
