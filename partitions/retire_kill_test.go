@@ -304,3 +304,25 @@ func stopped(t *testing.T, pid int) bool {
 	_, after, _ := strings.Cut(string(stat), ") ")
 	return strings.HasPrefix(after, "T")
 }
+
+// TestFinalizeIsKilled: SIGKILL while an interrupted detach is being finished, and right after.
+func TestFinalizeIsKilled(t *testing.T) {
+	versions(t, func(t *testing.T, url string) {
+		db, impatient := open(t, url), open(t, url, "lock_timeout", "100ms")
+		for _, failpoint := range []string{"retire.finalize.before-commit", "retire.finalize.after-commit"} {
+			exec(t, db, `DROP TABLE IF EXISTS audit_log_2015_01; DROP TABLE IF EXISTS audit_log_2015_02; DELETE FROM audit_partition_event`)
+			now := expiredWorld(t, db)
+			r := &round{db: db, term: lead(t, db, "me"), now: now, retention: enforced}
+			require.NoError(t, r.take(t.Context(), mustLook(t, db, "audit_log_2015_01"), verify))
+			reader := begin(t, db)
+			require.Equal(t, []int64{2505}, column[int64](t, reader, `SELECT count(*) FROM audit_log`))
+			_, err := impatient.Exec(t.Context(), `ALTER TABLE audit_log DETACH PARTITION audit_log_2015_01 CONCURRENTLY`)
+			require.ErrorContains(t, err, "55P03")
+			require.NoError(t, reader.Commit(t.Context()))
+			requireKilled(t, child(t, url, db, now, failpoint+"=kill@1"))
+			require.Equal(t, failpoint == "retire.finalize.before-commit", mustLook(t, db, "audit_log_2015_01").Detaching, failpoint)
+			require.NoError(t, rounds(t.Context(), db, lead(t, db, "next"), now))
+			requireFinished(t, db)
+		}
+	})
+}
