@@ -200,13 +200,22 @@ func TestSwapWaitsForALongReader(t *testing.T) {
 			_, err := Run(t.Context(), o)
 			converted <- err
 		}()
-		for range 2 {
-			require.Contains(t, <-waiting, "idle in transaction")
-			exec(t, conn, `SET lock_timeout = '5s'; INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
+		exec(t, conn, `SET lock_timeout = '3s'`)
+		written := 0
+		for tries := 0; tries < 3; written++ { // one comes while the lock is waited for
+			select {
+			case note := <-waiting:
+				require.Contains(t, note, "idle in transaction")
+				tries++
+			default:
+			}
+			exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
 		}
+		exec(t, conn, `UPDATE audit_log SET id = id + 9000000 WHERE id IN (2, 3, 5)`)
 		require.NoError(t, reader.Rollback(t.Context()))
 		require.NoError(t, <-converted)
-		require.Equal(t, []int{2}, collect[int](t, conn, `SELECT count(*) FROM audit_log WHERE action = 'meanwhile'`))
+		require.Equal(t, content(t, conn, "audit_replaced.audit_log"), content(t, conn, "audit_log"))
+		require.Equal(t, []int{written}, collect[int](t, conn, `SELECT count(*) FROM audit_log WHERE action = 'meanwhile'`))
 	})
 }
 
