@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,6 +118,31 @@ func TestConvertKilled(t *testing.T) {
 				require.Contains(t, out, "dropped the replaced table")
 			})
 		}
+	}
+}
+
+// TestConvertFrozen: a process that is frozen with the table locked is ended by the server, and the replaced system goes on.
+func TestConvertFrozen(t *testing.T) {
+	for _, version := range []int{15, 18} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			path, err := failing()
+			require.NoError(t, err)
+			databaseURL := testkit.Postgres(t, version)
+			statement(t, databaseURL, replacedTables)
+			cmd := exec.CommandContext(t.Context(), path, "migrate", "convert")
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "AUDITSINK_POSTGRES_URL=" + databaseURL, "FAILPOINT=convert.swap.locked=stop@1"}
+			require.NoError(t, cmd.Start())
+			eventually(t, "it has the lock", func() bool {
+				return number(t, databaseURL, `SELECT count(*) FROM pg_locks WHERE relation = 'audit_log'::regclass AND mode = 'AccessExclusiveLock' AND granted`) == 1
+			})
+			statement(t, databaseURL, `SET lock_timeout = '1min'; INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
+			require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
+			require.Error(t, cmd.Wait())
+			want := value(t, databaseURL, allRows)
+			code, _, errs := execute(t, settings{"POSTGRES_URL": databaseURL}, "migrate", "convert")
+			require.Zero(t, code, errs)
+			require.Equal(t, want, value(t, databaseURL, allRows))
+		})
 	}
 }
 
