@@ -21,6 +21,7 @@ const day = 24 * time.Hour
 // (late ones too), policies are edited, and holds are placed and released. What must be there and what must be gone is reckoned here, from the
 // rows alone.
 func TestTenYears(t *testing.T) {
+	t.Parallel()
 	versions(t, func(t *testing.T, db string) {
 		seed := uint64(time.Now().UnixNano()) // told, to repeat a run
 		t.Logf("seed %d", seed)

@@ -160,6 +160,7 @@ func under(t *testing.T, db string, pool *pgxpool.Pool, sql string, release func
 
 // While something has a lock on audit_log that creation needs, creation waits and tries again, ingest goes on beside it, and it succeeds in the end.
 func TestIngestGoesOnWhileCreationWaits(t *testing.T) {
+	t.Parallel()
 	for name, sql := range map[string]string{
 		"ANALYZE of the parent":   `ANALYZE audit_log`,
 		"another's partition":     `CREATE TABLE other (LIKE audit_log INCLUDING ALL EXCLUDING IDENTITY); ALTER TABLE audit_log ATTACH PARTITION other FOR VALUES FROM ('2031-01-01 00:00+00') TO ('2031-01-02 00:00+00')`,

@@ -135,6 +135,7 @@ func requireFinished(t *testing.T, db *pgxpool.Pool) {
 
 // TestRetireIsKilled: SIGKILL at each step of a real process, and the next leader finishes.
 func TestRetireIsKilled(t *testing.T) {
+	t.Parallel()
 	versions(t, func(t *testing.T, url string) {
 		db := open(t, url)
 		for _, c := range []struct{ failpoint, state string }{
@@ -210,6 +211,7 @@ func TestRetireIsKilledInADetach(t *testing.T) {
 
 // TestReaderWithALongTransaction: where somebody has used audit_log for long, a detach isn't begun, since it would be pending until they are done.
 func TestReaderWithALongTransaction(t *testing.T) {
+	t.Parallel()
 	versions(t, func(t *testing.T, url string) {
 		db := open(t, url, "pool_max_conns", "10")
 		now := expiredWorld(t, db)
@@ -236,6 +238,7 @@ func TestReaderWithALongTransaction(t *testing.T) {
 
 // TestDetachTimesOut: a reader that came just before a DETACH doesn't end within its time. It stays pending, and is finished later.
 func TestDetachTimesOut(t *testing.T) {
+	t.Parallel()
 	versions(t, func(t *testing.T, url string) {
 		db := open(t, url, "pool_max_conns", "10")
 		now := expiredWorld(t, db)
@@ -264,6 +267,7 @@ func TestDetachTimesOut(t *testing.T) {
 // TestRetireIsFrozen: a leader stops at each step, another takes over, and the first goes on: it does nothing more, save a DETACH that was all but sent, which its
 // successor puts right.
 func TestRetireIsFrozen(t *testing.T) {
+	t.Parallel()
 	versions(t, func(t *testing.T, url string) {
 		db := open(t, url)
 		state := func() string {
