@@ -44,7 +44,7 @@ type Config struct {
 	PostgresPrepared       bool   `envconfig:"POSTGRES_PREPARED" default:"true" desc:"Keep prepared statements on connections; false behind a pooler in transaction mode"`
 
 	PoolMinConns       int32         `envconfig:"POOL_MIN_CONNS" default:"2" min:"0" max:"10000" desc:"Database connections kept open"`
-	PoolMaxConns       int32         `envconfig:"POOL_MAX_CONNS" default:"20" min:"1" max:"10000" desc:"Database connections at most"`
+	PoolMaxConns       int32         `envconfig:"POOL_MAX_CONNS" default:"20" min:"1" max:"10000" desc:"Database connections at most, besides one for the leader's lease and, while this worker leads, one for upkeep"`
 	PoolIdleTimeout    time.Duration `envconfig:"POOL_IDLE_TIMEOUT" default:"30s" min:"1ms" desc:"Idle time after which a connection above the minimum is closed"`
 	PoolAcquireTimeout time.Duration `envconfig:"POOL_ACQUIRE_TIMEOUT" default:"10s" min:"1ms" desc:"Longest wait for a free connection"`
 	PoolRetryAttempts  int           `envconfig:"POOL_RETRY_ATTEMPTS" default:"3" min:"1" max:"1000" desc:"Attempts of reads, commands and at start-up while the database can't be reached; storing events retries without end"`
