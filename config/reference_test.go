@@ -17,7 +17,7 @@ func TestReference(t *testing.T) {
 	}
 	for _, row := range []string{
 		"| `AUDITSINK_KAFKA_START` | `earliest` | Where a lane starts that has neither a position nor a committed offset (one of earliest, latest) |",
-		"| `AUDITSINK_POOL_MAX_CONNS` | `20` | Database connections at most (1 to 10000) |",
+		"| `AUDITSINK_POOL_MAX_CONNS` | `20` | Database connections at most, besides one for the leader's lease and, while this worker leads, one for upkeep (1 to 10000) |",
 		"| `AUDITSINK_POOL_IDLE_TIMEOUT` | `30s` | Idle time after which a connection above the minimum is closed (at least 1ms) |",
 		"| `AUDITSINK_POSTGRES_URL` or `AUDITSINK_POSTGRES_URL_FILE` |  | Database to store in: a postgres:// URL or key=value pairs; required by what uses it |",
 	} {
