@@ -154,11 +154,16 @@ func (c *conversion) connect(ctx context.Context) error {
 		return fmt.Errorf("read the database's URL: %w", err)
 	}
 	cfg.RuntimeParams["application_name"] = "auditsink migrate convert"
-	if c.conn, err = pgx.ConnectConfig(ctx, cfg); err != nil {
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
 		return fmt.Errorf("connect to the database: %w", err)
 	}
-	// The texts that rows are compared by depend on these.
-	_, err = c.conn.Exec(ctx, `SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET statement_timeout = 0; SET lock_timeout = '10s';
+	c.conn = conn
+	// The texts that rows are compared by depend on some of these; the others may be set for the role or the database, and would end a long statement or let a
+	// transaction see the table as it was before it was locked.
+	_, err = c.conn.Exec(ctx, `SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET standard_conforming_strings = on; SET quote_all_identifiers = off;
+		SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; SET idle_session_timeout = 0; SET lock_timeout = '10s';
+		SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout';
 		SET client_connection_check_interval = '2s'; SET jit = off;
 		SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3`)
 	if err == nil {
