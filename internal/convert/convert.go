@@ -97,8 +97,9 @@ type conversion struct {
 	setAside bool
 	columns  string // their signature when it began
 
-	done    int64 // rows copied
-	highest int64 // no id above it is in our tables
+	done    int64  // rows copied
+	highest int64  // no id above it is in our tables
+	access  string // the owner and the grants that ours was given last
 }
 
 // Run converts, from the beginning or from where an earlier run stood. It fails with a [*Refusal] where something is in the way, and then has changed nothing
@@ -279,14 +280,31 @@ func (c *conversion) relations() string {
 	return strings.Join(all, ", ")
 }
 
+// lockBriefly locks the old tables, or gives up soon: after one wait for all, since those that it has got are held while it waits for the next.
+func (c *conversion) lockBriefly(ctx context.Context, tx pgx.Tx, mode string) error {
+	if err := c.holdVacuum(ctx, tx); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, brief+`; SET LOCAL statement_timeout = '200ms'`); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `LOCK TABLE `+c.relations()+` IN `+mode+` MODE`); err != nil {
+		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "57014" {
+			return errors.Join(errBusy, err)
+		}
+		return err
+	}
+	_, err := tx.Exec(ctx, `SET LOCAL statement_timeout = 0`)
+	return err
+}
+
+var errBusy = errors.New("the locks took too long")
+
 // briefly runs a transaction under these limits, again and again, until it gets its locks. Pauses between tries let writers pass.
-func (c *conversion) briefly(ctx context.Context, p Progress, do func(pgx.Tx) error) error {
+func (c *conversion) briefly(ctx context.Context, p Progress, mode string, do func(pgx.Tx) error) error {
 	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
 		err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
-			if err := c.holdVacuum(ctx, tx); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, brief); err != nil {
+			if err := c.lockBriefly(ctx, tx, mode); err != nil {
 				return err
 			}
 			return do(tx)
@@ -303,7 +321,7 @@ func (c *conversion) briefly(ctx context.Context, p Progress, do func(pgx.Tx) er
 // locked tells whether a transaction failed for a lock that it didn't get.
 func locked(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code == "55P03" || pg.Code == "40P01")
+	return errors.Is(err, errBusy) || ok && (pg.Code == "55P03" || pg.Code == "40P01")
 }
 
 // waitForLock says who is in the way, and pauses.
@@ -311,8 +329,8 @@ func (c *conversion) waitForLock(ctx context.Context, p Progress, pause time.Dur
 	err := c.conn.QueryRow(ctx, `
 		SELECT coalesce('waiting for a lock on audit_log, which is held by ' || string_agg(format('pid %s (%s %s, %s, transaction for %s)', pid, usename,
 		           nullif(application_name, ''), state, date_trunc('second', now() - xact_start)), '; '), 'waiting for a lock on audit_log')
-		FROM (SELECT DISTINCT a.* FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.relation = $1 AND l.granted AND a.pid <> pg_backend_pid()
-		      ORDER BY a.xact_start LIMIT 3) holders`, c.log.oid).Scan(&p.Note)
+		FROM (SELECT DISTINCT a.* FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.relation = ANY($1) AND l.granted AND a.pid <> pg_backend_pid()
+		      ORDER BY a.xact_start LIMIT 3) holders`, c.oids()).Scan(&p.Note)
 	if err != nil {
 		return fmt.Errorf("ask who holds audit_log: %w", err)
 	}

@@ -52,13 +52,9 @@ func Check(ctx context.Context, o Options) (Plan, error) {
 // preflight looks for all that is in the way before anything is changed.
 func (c *conversion) preflight(ctx context.Context) (Plan, error) {
 	c.Report(Progress{Stage: "looking at the table"})
-	reasons := slices.Clone(c.faults)
-	for _, look := range []func(context.Context) ([]string, error){c.shape, c.dependents, c.rights, c.taken} {
-		found, err := look(ctx)
-		if err != nil {
-			return Plan{}, err
-		}
-		reasons = append(reasons, found...)
+	reasons, err := c.inTheWay(ctx)
+	if err != nil {
+		return Plan{}, err
 	}
 	if len(c.faults) > 0 { // then its values can't be asked for
 		return Plan{}, &Refusal{reasons}
@@ -75,6 +71,19 @@ func (c *conversion) preflight(ctx context.Context) (Plan, error) {
 		return plan, &Refusal{reasons}
 	}
 	return plan, c.measure(ctx, &plan)
+}
+
+// inTheWay lists what is, but for the values. It may come at any time until the swap.
+func (c *conversion) inTheWay(ctx context.Context) ([]string, error) {
+	reasons := slices.Clone(c.faults)
+	for _, look := range []func(context.Context) ([]string, error){c.shape, c.dependents, c.rights, c.taken} {
+		found, err := look(ctx)
+		if err != nil {
+			return nil, err
+		}
+		reasons = append(reasons, found...)
+	}
+	return reasons, nil
 }
 
 func (c *conversion) tables() []*table {
@@ -141,12 +150,18 @@ func (c *conversion) dependents(ctx context.Context) ([]string, error) {
 		  AND NOT coalesce(k.contype <> 'f' AND k.conrelid = ANY($1) OR k.contype = 'f' AND k.conrelid = ANY($1) AND k.confrelid = ANY($1), false)
 		  AND NOT coalesce(f.adrelid = ANY($1), false)
 		  AND NOT coalesce(g.tgisinternal OR g.tgname LIKE 'auditsink\_convert\_%', false)
+		UNION ALL SELECT format('subscription %s writes to %s, and would pass over the new table: end it (DROP SUBSCRIPTION), or take the table out of it',
+		    (SELECT quote_ident(subname) FROM pg_subscription WHERE oid = s.srsubid), s.srrelid::regclass)
+		FROM pg_subscription_rel s WHERE s.srrelid = ANY($1)
 		ORDER BY 1`, c.oids())
 	if err != nil {
 		return nil, fmt.Errorf("look for what depends on the tables: %w", err)
 	}
 	return found, nil
 }
+
+// functions are the names of ours that the replaced system may have too, for as long as ours aren't made.
+var functions = []string{"create_audit_log_partition", "create_audit_log_partitions", "drop_old_audit_partitions", "get_audit_partition_stats", "audit_log_partition_bounds"}
 
 // rights that are missing.
 func (c *conversion) rights(ctx context.Context) ([]string, error) {
@@ -155,8 +170,11 @@ func (c *conversion) rights(ctx context.Context) ([]string, error) {
 		WHERE oid = ANY($1) AND NOT pg_has_role(relowner, 'USAGE')
 		UNION ALL SELECT format('role %I may not create schemas in this database: GRANT CREATE ON DATABASE %I', current_user, current_database())
 		WHERE NOT has_database_privilege(current_database(), 'CREATE')
-		UNION ALL SELECT format('role %I may not create tables in schema %I: GRANT CREATE ON SCHEMA', current_user, $2::text) WHERE NOT has_schema_privilege($2::text, 'CREATE')`,
-		c.oids(), c.schema)
+		UNION ALL SELECT format('role %I may not create tables in schema %I: GRANT CREATE ON SCHEMA', current_user, $2::text) WHERE NOT has_schema_privilege($2::text, 'CREATE')
+		UNION ALL SELECT format('function %s belongs to %s, and only its owner can move it out of the way of ours: ALTER ROUTINE … OWNER TO %I, or drop it', p.oid::regprocedure, p.proowner::regrole, current_user)
+		FROM pg_proc p WHERE p.pronamespace = quote_ident($2::text)::regnamespace AND NOT pg_has_role(p.proowner, 'USAGE') AND (p.proname = ANY($3)
+		    OR EXISTS (SELECT FROM pg_proc wanted WHERE wanted.pronamespace = to_regnamespace('audit_convert') AND wanted.proname = p.proname))`,
+		c.oids(), c.schema, functions)
 	if err != nil {
 		return nil, fmt.Errorf("look at our rights: %w", err)
 	}
@@ -223,11 +241,13 @@ const convertible = `CREATE OR REPLACE FUNCTION pg_temp.convertible(value text) 
 
 // values reads all rows once, and refuses those that don't fit, with counts and some ids.
 func (c *conversion) values(ctx context.Context) (plan Plan, err error) {
-	if _, err := c.conn.Exec(ctx, convertible); err != nil {
-		return plan, fmt.Errorf("look at the values: %w", err)
-	}
 	var reasons []string
 	for _, t := range c.tables() {
+		if slices.ContainsFunc(t.columns, func(h held) bool { return h.typ == "json" }) { // else it isn't needed, nor the right to make it
+			if _, err := c.conn.Exec(ctx, convertible); err != nil {
+				return plan, fmt.Errorf("look at the values of %s: %w", t.relation, err)
+			}
+		}
 		faults := c.faultsOf(t)
 		counts := make([]int64, len(faults)+1)
 		columns, into := []string{"count(*)"}, []any{&counts[0]}
@@ -276,9 +296,12 @@ func (c *conversion) measure(ctx context.Context, plan *Plan) error {
 	plan.Notes, err = c.list(ctx, `
 		SELECT format('index %s is not carried over: %s', indexrelid::regclass, pg_get_indexdef(indexrelid)) FROM pg_index JOIN pg_class x ON x.oid = indexrelid
 		WHERE indrelid = $1 AND NOT indisprimary AND x.relname !~ '^audit_log_(timestamp|principal_id|organization_id|action|status|hash|target_resource_type|target_resource_id|correlation_id|data_classification|retention_policy|archived_at|timestamp_status|principal_action|classification_retention|resource_type_id)_idx$'
+		UNION ALL
+		SELECT format('publication %I has all tables, or all of the schema: its subscribers will be sent the new partitions, and need tables of these names (or publish_via_partition_root) and a REFRESH', pubname)
+		FROM pg_publication p WHERE puballtables OR EXISTS (SELECT FROM pg_publication_namespace n JOIN pg_class t ON t.relnamespace = n.pnnspid WHERE n.pnpubid = p.oid AND t.oid = $1)
 		ORDER BY 1`, c.log.oid)
 	if err != nil {
-		return fmt.Errorf("list the indexes of %s: %w", c.log.relation, err)
+		return fmt.Errorf("list what is not carried over of %s: %w", c.log.relation, err)
 	}
 	return nil
 }

@@ -108,7 +108,7 @@ const access = `
 	WHERE o.oid = old AND n.oid = new AND o.relkind <> 'S' AND o.relowner <> n.relowner
 	UNION ALL
 	SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s', noun, new, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END)
-	FROM pg_class n, aclexplode(n.relacl) a WHERE n.oid = new
+	FROM (SELECT relacl FROM pg_class WHERE oid = new UNION ALL SELECT attacl FROM pg_attribute WHERE attrelid = new) n, aclexplode(n.relacl) a
 	UNION ALL
 	SELECT DISTINCT format('GRANT %s ON %s %s TO %s%s', a.privilege_type, noun, new, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
 	                       CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' END)
@@ -122,6 +122,41 @@ const access = `
 func giveAccess(ctx context.Context, tx pgx.Tx, noun, from, to string) error {
 	query := strings.NewReplacer("noun", "$1::text", "old", "$2::text::regclass", "new", "$3::text::regclass").Replace(access)
 	return statements(ctx, tx, query, noun, from, to)
+}
+
+// keepAccess gives all that is to be audit_log the owner and the grants of the old table once more, since they may be others than when it was given them.
+func (c *conversion) keepAccess(ctx context.Context) error {
+	now, err := c.accessNow(ctx)
+	if err != nil || now == c.access {
+		return err
+	}
+	err = pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		all, err := c.list(ctx, `SELECT format('audit_convert.%I', relname) FROM pg_class WHERE relnamespace = 'audit_convert'::regnamespace AND relkind IN ('r', 'p') AND relname ~ '^audit_log(_|$)'`)
+		if err != nil {
+			return err
+		}
+		for _, to := range all {
+			if err := giveAccess(ctx, tx, "TABLE", c.log.relation, to); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("give the new table the owner and the grants that the old one has now: %w", err)
+	}
+	c.access = now
+	return nil
+}
+
+// accessNow is a text of the owner and the grants of the old audit_log.
+func (c *conversion) accessNow(ctx context.Context) (now string, err error) {
+	err = c.conn.QueryRow(ctx, `SELECT concat_ws(' ', relowner, relacl, (SELECT string_agg(concat_ws(' ', attnum, attacl), ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = oid AND attacl IS NOT NULL))
+		FROM pg_class WHERE oid = $1`, c.log.oid).Scan(&now)
+	if err != nil {
+		return "", fmt.Errorf("read the owner and the grants of %s: %w", c.log.relation, err)
+	}
+	return now, nil
 }
 
 // followed are the tables whose changes are noted, by what tells their notes apart.
@@ -139,7 +174,8 @@ func (c *conversion) note(ctx context.Context) error {
 	if c.stage != staged {
 		return nil
 	}
-	found, err := c.taken(ctx)
+	// Again, since the names of all that is ours are known now.
+	found, err := c.inTheWay(ctx)
 	if err != nil {
 		return err
 	}
@@ -155,6 +191,12 @@ func (c *conversion) note(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		// An owner must be allowed to have tables in a schema to be given one there.
+		err = statements(ctx, tx, `SELECT DISTINCT format('GRANT USAGE, CREATE ON SCHEMA audit_convert TO %I', pg_get_userbyid(relowner)) FROM pg_class WHERE oid = ANY($1)
+			AND pg_get_userbyid(relowner) <> current_user`, c.oids())
+		if err != nil {
+			return err
+		}
 		for _, to := range []string{"audit_log", "audit_log_set_aside"} {
 			if err := giveAccess(ctx, tx, "TABLE", c.log.relation, "audit_convert."+to); err != nil {
 				return err
@@ -166,7 +208,7 @@ func (c *conversion) note(ctx context.Context) error {
 		return fmt.Errorf("give the new table the owner and the grants of the old one: %w", err)
 	}
 	hit("granted")
-	err = c.briefly(ctx, p, func(tx pgx.Tx) error {
+	err = c.briefly(ctx, p, "SHARE ROW EXCLUSIVE", func(tx pgx.Tx) error {
 		for suffix, t := range c.followed() {
 			_, err := tx.Exec(ctx, fmt.Sprintf(`
 				CREATE TRIGGER auditsink_convert_note AFTER INSERT OR UPDATE OR DELETE ON %[1]s FOR EACH ROW EXECUTE FUNCTION audit_convert.convert_note%[2]s();

@@ -12,13 +12,16 @@ import (
 	"auditsink/migrations"
 )
 
-// errBehind means that more changes came before the swap had its lock than it should apply under it.
-var errBehind = errors.New("too many changes came in the meantime")
+// errBehind means that more came before the swap had its lock than it should do under it: changes of rows, or another grant.
+var errBehind = errors.New("too much has changed in the meantime")
 
 // swap puts the new tables in the place of the old ones: one short transaction, tried until it gets its locks.
 func (c *conversion) swap(ctx context.Context) (Summary, error) {
 	p := Progress{Stage: "swapping", Done: c.done, Total: c.total}
 	for pause := time.Second; ; pause = min(2*pause, 15*time.Second) {
+		if err := c.keepAccess(ctx); err != nil {
+			return Summary{}, err
+		}
 		if err := c.catchUp(ctx); err != nil {
 			return Summary{}, err
 		}
@@ -51,10 +54,7 @@ func (c *conversion) trySwap(ctx context.Context) (s Summary, err error) {
 	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '10s'; LOCK TABLE audit_convert.audit_log, audit_convert.audit_log_set_aside IN ACCESS EXCLUSIVE MODE`); err != nil {
 		return s, err
 	}
-	if err := c.holdVacuum(ctx, tx); err != nil {
-		return s, err
-	}
-	if _, err := tx.Exec(ctx, brief+`; LOCK TABLE `+c.relations()+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+	if err := c.lockBriefly(ctx, tx, "ACCESS EXCLUSIVE"); err != nil {
 		return s, err
 	}
 	began := time.Now()
@@ -105,6 +105,17 @@ func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 	case !noting:
 		return errors.New("the triggers that note changes were dropped or disabled, so some may be missing: begin again after `auditsink migrate convert --rollback`")
 	case waiting > many:
+		return errBehind
+	}
+	// What others have done to the table since it was looked at would be lost, or go on pointing to the replaced one.
+	if found, err := c.inTheWay(ctx); err != nil {
+		return err
+	} else if len(found) > 0 {
+		return &Refusal{found}
+	}
+	if now, err := c.accessNow(ctx); err != nil {
+		return err
+	} else if now != c.access {
 		return errBehind
 	}
 	if err := c.apply(ctx, tx, waiting); err != nil {

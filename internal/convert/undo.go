@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -31,7 +32,7 @@ func Rollback(ctx context.Context, o Options) error {
 	}
 	p := Progress{Stage: "rolling back"}
 	c.Report(p)
-	err = c.briefly(ctx, p, func(tx pgx.Tx) error {
+	err = c.briefly(ctx, p, "ACCESS EXCLUSIVE", func(tx pgx.Tx) error {
 		for _, t := range c.followed() {
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`DROP TRIGGER IF EXISTS auditsink_convert_note ON %[1]s; DROP TRIGGER IF EXISTS auditsink_convert_refuse ON %[1]s`, t.relation)); err != nil {
 				return err
@@ -127,13 +128,24 @@ func DropReplaced(ctx context.Context, o Options) (Dropped, error) {
 		for month, s := range was {
 			return &ChangedError{Month: month, Recorded: s.Rows}
 		}
-		err = statements(ctx, tx, `SELECT format('DROP TABLE %s', string_agg(oid::regclass::text, ', ')) FROM pg_class WHERE relnamespace = 'audit_replaced'::regnamespace AND relkind = 'r'
-			UNION ALL SELECT format('DROP ROUTINE %s', oid::regprocedure) FROM pg_proc WHERE pronamespace = 'audit_replaced'::regnamespace`)
-		if err == nil {
-			_, err = tx.Exec(ctx, `DROP SCHEMA audit_replaced RESTRICT`)
-		}
+		// Only what the swap has put there.
+		err = statements(ctx, tx, `SELECT format('DROP TABLE %s', string_agg(oid::regclass::text, ', ')) FROM pg_class
+			WHERE relnamespace = 'audit_replaced'::regnamespace AND relkind = 'r' AND relname = ANY($1)
+			UNION ALL SELECT format('DROP ROUTINE %s', oid::regprocedure) FROM pg_proc WHERE pronamespace = 'audit_replaced'::regnamespace
+			  AND proname IN (SELECT proname FROM pg_proc WHERE pronamespace = $2::text::regnamespace)`,
+			[]string{auditLog.name, retentionPolicy.name, integrityLog.name}, quote(c.schema))
 		if err != nil {
 			return fmt.Errorf("drop the replaced tables: %w", err)
+		}
+		others, err := c.list(ctx, `SELECT pg_describe_object(classid, objid, 0) FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass AND refobjid = 'audit_replaced'::regnamespace`)
+		if err != nil {
+			return fmt.Errorf("list what is left in the schema audit_replaced: %w", err)
+		}
+		if len(others) > 0 {
+			return fmt.Errorf("the schema audit_replaced holds what the conversion didn't put there, so nothing was dropped; move it away first: %s", strings.Join(others, "; "))
+		}
+		if _, err := tx.Exec(ctx, `DROP SCHEMA audit_replaced RESTRICT`); err != nil {
+			return fmt.Errorf("drop the schema audit_replaced: %w", err)
 		}
 		return nil
 	})
