@@ -143,9 +143,6 @@ func (c *conversion) replace(ctx context.Context, tx pgx.Tx) error {
 				return fmt.Errorf("give %s the grants of the old one: %w", t.name, err)
 			}
 		}
-		if err := c.continueIDs(ctx, tx, t, to); err != nil {
-			return fmt.Errorf("continue the ids of %s: %w", t.name, err)
-		}
 	}
 	return nil
 }
@@ -157,24 +154,34 @@ func (c *conversion) copyWhole(ctx context.Context, tx pgx.Tx, t *table, to stri
 }
 
 // continueIDs sets the identity to go on after all ids that were given, those of rows that are gone included. Who may use the old sequence may use the new one.
-func (c *conversion) continueIDs(ctx context.Context, tx pgx.Tx, t *table, to string) error {
+// The old table has moved, and its sequence with it, so nobody takes ids of it now; who waits to do so gets an error rather than an id that is given again.
+func (c *conversion) continueIDs(ctx context.Context, tx pgx.Tx, t *table) error {
 	var was, is *string
-	err := tx.QueryRow(ctx, `SELECT (
-			SELECT format('%I.%I', n.nspname, s.relname) FROM pg_depend d JOIN pg_class s ON s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace
+	var owned bool
+	moved := "audit_replaced." + t.name
+	err := tx.QueryRow(ctx, `SELECT was.name, coalesce(was.owned, false), pg_get_serial_sequence($2, 'id') FROM (SELECT) one LEFT JOIN (
+			SELECT format('%I.%I', n.nspname, s.relname) AS name, d.classid = 'pg_class'::regclass AS owned FROM pg_depend d JOIN pg_class s ON s.relkind = 'S' JOIN pg_namespace n ON n.oid = s.relnamespace
 			WHERE d.classid = 'pg_class'::regclass AND d.objid = s.oid AND d.refobjid = $1 AND d.refobjsubid = (SELECT attnum FROM pg_attribute WHERE attrelid = $1 AND attname = 'id')
 			   OR d.classid = 'pg_attrdef'::regclass AND d.refobjid = s.oid AND d.objid = (SELECT f.oid FROM pg_attrdef f JOIN pg_attribute a ON a.attrelid = f.adrelid AND a.attnum = f.adnum WHERE f.adrelid = $1 AND a.attname = 'id')
-			LIMIT 1), pg_get_serial_sequence($2, 'id')`, t.oid, to).Scan(&was, &is)
+			ORDER BY owned DESC LIMIT 1) was ON true`, t.oid, "audit_convert."+t.name).Scan(&was, &owned, &is)
 	if err != nil || is == nil {
 		return err
 	}
-	given := "0"
+	given := int64(0)
 	if was != nil {
-		given = fmt.Sprintf("(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM %s)", *was)
+		if err := tx.QueryRow(ctx, `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM `+*was).Scan(&given); err != nil {
+			return err
+		}
 		if err := giveAccess(ctx, tx, "SEQUENCE", *was, *is); err != nil {
 			return err
 		}
+		if owned && given > 1 {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`ALTER SEQUENCE %s MAXVALUE %d NO CYCLE`, *was, given)); err != nil {
+				return err
+			}
+		}
 	}
-	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT setval('%s', last) FROM (SELECT greatest((SELECT max(id) FROM %s), %s) AS last) ids WHERE last > 0`, *is, t.relation, given))
+	_, err = tx.Exec(ctx, fmt.Sprintf(`SELECT setval('%s', last) FROM (SELECT greatest((SELECT max(id) FROM %s), %d) AS last) ids WHERE last > 0`, *is, moved, given))
 	return err
 }
 
@@ -207,6 +214,9 @@ func (c *conversion) move(ctx context.Context, tx pgx.Tx) error {
 	for _, t := range c.tables() {
 		if _, err := tx.Exec(ctx, `ALTER TABLE `+t.relation+` SET SCHEMA audit_replaced`); err != nil {
 			return err
+		}
+		if err := c.continueIDs(ctx, tx, t); err != nil {
+			return fmt.Errorf("continue the ids of %s: %w", t.name, err)
 		}
 	}
 	err := statements(ctx, tx, `SELECT format('ALTER ROUTINE %s SET SCHEMA audit_replaced', p.oid::regprocedure) FROM pg_proc p
