@@ -226,7 +226,7 @@ func (c *conversion) faultsOf(t *table) []fault {
 			all = append(all, fault{what: h.name + " is beyond a 4-byte integer", where: name + " NOT BETWEEN -2147483648 AND 2147483647"})
 		}
 		if h.kind == object && h.typ == "json" {
-			all = append(all, fault{what: h.name + " can't be jsonb", where: "NOT pg_temp.convertible(" + name + "::text)"})
+			all = append(all, fault{what: h.name + " can't be jsonb (as with \\u0000, or a key twice)", where: "NOT pg_temp.convertible(" + name + "::text)"})
 		}
 		if t == c.log && h.name == "timestamp" {
 			all = append(all, fault{what: "timestamp is before 1970 or more than 48 hours ahead, and no partition is made for such a one (--set-aside moves these rows to audit_log_set_aside)", where: c.outside(), aside: true})
@@ -235,9 +235,19 @@ func (c *conversion) faultsOf(t *table) []fault {
 	return all
 }
 
-// convertible tells whether a json value is a jsonb one too: not with \u0000, for one.
+// convertible tells whether a json value is a jsonb one too: not with \u0000, for one. Nor where an object has a key twice, of which jsonb keeps the last: evidence would be
+// lost, and the comparison, which is of jsonb, wouldn't notice.
 const convertible = `CREATE OR REPLACE FUNCTION pg_temp.convertible(value text) RETURNS boolean LANGUAGE plpgsql AS $$
-	BEGIN PERFORM value::jsonb; RETURN true; EXCEPTION WHEN data_exception OR program_limit_exceeded THEN RETURN false; END $$`
+	BEGIN
+		PERFORM value::jsonb;
+		RETURN NOT EXISTS (
+			WITH RECURSIVE part AS (
+				SELECT value::json AS v
+				UNION ALL SELECT inner_part.v FROM part, LATERAL (
+					SELECT e.value FROM json_each(CASE json_typeof(part.v) WHEN 'object' THEN part.v ELSE '{}' END) e
+					UNION ALL SELECT e.value FROM json_array_elements(CASE json_typeof(part.v) WHEN 'array' THEN part.v ELSE '[]' END) e) AS inner_part (v))
+			SELECT FROM part WHERE json_typeof(v) = 'object' AND (SELECT count(*) > count(DISTINCT key) FROM json_object_keys(v) AS key));
+	EXCEPTION WHEN data_exception OR program_limit_exceeded THEN RETURN false; END $$`
 
 // values reads all rows once, and refuses those that don't fit, with counts and some ids.
 func (c *conversion) values(ctx context.Context) (plan Plan, err error) {

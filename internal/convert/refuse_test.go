@@ -202,7 +202,8 @@ func TestRefusals(t *testing.T) {
 			},
 			{"null", `ALTER TABLE audit_log ALTER timestamp DROP NOT NULL; UPDATE audit_log SET timestamp = NULL WHERE id = 2`, `UPDATE audit_log SET timestamp = now() WHERE id = 2`, "timestamp is null; ids 2"},
 			{"too large", `ALTER TABLE audit_log ALTER processing_latency TYPE bigint; UPDATE audit_log SET processing_latency = 3000000000 WHERE id = 2`, `UPDATE audit_log SET processing_latency = 3 WHERE id = 2`, "processing_latency is beyond"},
-			{"no jsonb", `ALTER TABLE audit_log ALTER details TYPE json; UPDATE audit_log SET details = '{"a": "\u0000"}' WHERE id = 2`, `UPDATE audit_log SET details = NULL WHERE id = 2`, "details can't be jsonb; ids 2"},
+			{"no jsonb", `ALTER TABLE audit_log ALTER details TYPE json; UPDATE audit_log SET details = '{"a": "\u0000"}' WHERE id = 2`, `UPDATE audit_log SET details = NULL WHERE id = 2`, "or a key twice); ids 2"},
+			{"a key twice", `ALTER TABLE audit_log ALTER details TYPE json; UPDATE audit_log SET details = '{"a": "a \" b", "c": [{"who": "alice", "who": "mallory"}]}' WHERE id = 2`, `UPDATE audit_log SET details = '{"who": {"who": [1, "who"]}}' WHERE id = 2`, "ids 2"},
 			{"a policy's days", `UPDATE audit_retention_policy SET delete_after_days = 0 WHERE id = 7`, `UPDATE audit_retention_policy SET delete_after_days = 1 WHERE id = 7`, "delete_after_days"},
 		} {
 			if test.name == "unknown column" { // the first
