@@ -38,10 +38,12 @@ func Expire(ctx context.Context, db *pgxpool.Pool, term Term, now time.Time, ret
 	}
 	budget := int64(expireRound)
 	var failed []error
-	if err := r.closeOthers(ctx, all); r.over(ctx, err) {
-		return nil, err
-	} else if err != nil {
-		failed = append(failed, err)
+	if len(r.done) == 0 { // all could be looked at
+		if err := r.closeOthers(ctx, all); r.over(ctx, err) {
+			return nil, err
+		} else if err != nil {
+			failed = append(failed, err)
+		}
 	}
 	for _, e := range all {
 		removed, err := r.expire(ctx, e, budget)
@@ -76,11 +78,14 @@ func (r *round) expiring(ctx context.Context) ([]expiring, error) {
 		if !w.attached || w.Detaching || w.strange || w.state == "verified" || w.From.AddDate(0, 0, r.retention.MinDays).After(b.now) {
 			continue
 		}
-		v, err := b.judge(ctx, r.db, w)
-		if gone(err) || err == nil && v.Expired(v.now) {
+		v, err := b.judgeSoon(ctx, r.db, w)
+		switch {
+		case gone(err) || err == nil && v.Expired(v.now):
 			continue
-		}
-		if err != nil {
+		case err != nil && waits(err):
+			r.wait(w.Name, err)
+			continue
+		case err != nil:
 			return nil, err
 		}
 		for _, policy := range v.policies {

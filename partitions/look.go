@@ -210,8 +210,18 @@ func (b bench) judge(ctx context.Context, db querier, w way) (verdict, error) {
 	return v, nil
 }
 
+// judgeSoon is judge outside of a transaction. It waits for no lock for long: whoever keeps readers out of a partition (VACUUM FULL by hand, say, or a session
+// that was left open) must hold up neither the others nor the leader.
+func (b bench) judgeSoon(ctx context.Context, db *pgxpool.Pool, w way) (v verdict, err error) {
+	err = transact(ctx, db, func(tx pgx.Tx) error {
+		v, err = b.judge(ctx, tx, w)
+		return err
+	})
+	return v, err
+}
+
 // Outlook tells for every partition, and for those that are detached and not dropped yet, when it goes and why then, or why not. It only reads, so a
-// standby will do.
+// standby will do. What somebody keeps readers out of is left out, and the error says so; the rest is good all the same.
 func Outlook(ctx context.Context, db *pgxpool.Pool, now time.Time, r Retention) ([]Fate, error) {
 	ways, err := look(ctx, db)
 	if err != nil {
@@ -222,15 +232,19 @@ func Outlook(ctx context.Context, db *pgxpool.Pool, now time.Time, r Retention) 
 		return nil, err
 	}
 	var all []Fate
+	var locked []error
 	for _, w := range ways {
 		if w.oid == 0 {
 			continue // asked to go, or on its way, and somebody else dropped it
 		}
-		v, err := b.judge(ctx, db, w)
-		if gone(err) {
+		v, err := b.judgeSoon(ctx, db, w)
+		switch {
+		case gone(err):
 			continue // since we looked
-		}
-		if err != nil {
+		case err != nil && passing(err):
+			locked = append(locked, err)
+			continue
+		case err != nil:
 			return nil, err
 		}
 		if v.State == Detached && v.Expired(v.now) && !v.DropAfter.IsZero() {
@@ -238,7 +252,7 @@ func Outlook(ctx context.Context, db *pgxpool.Pool, now time.Time, r Retention) 
 		}
 		all = append(all, v.Fate)
 	}
-	return all, nil
+	return all, errors.Join(locked...)
 }
 
 // gone tells whether an error says that a table is no longer there.

@@ -156,7 +156,11 @@ func (r *round) goOn(ctx context.Context, w way) error {
 	}
 	const most = 8 // more than any way has; two who undo what the other does must not hold up the round
 	for range most {
-		v, err := judge(ctx, r.db, w, r.now, r.retention)
+		b, err := convene(ctx, r.db, r.now, r.retention)
+		if err != nil {
+			return err
+		}
+		v, err := b.judgeSoon(ctx, r.db, w)
 		if err != nil {
 			return err
 		}
