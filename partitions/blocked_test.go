@@ -38,3 +38,37 @@ func TestAPartitionLockedAgainstReaders(t *testing.T) {
 		require.Equal(t, []string{"2015_01 verified", "2015_01 detached"}, retire(t, db, term, now))
 	})
 }
+
+// Whether a hold covers a partition is told by an index, also where the planner thinks that the organization has many rows there, and it has none.
+func TestHoldsAreFoundByIndex(t *testing.T) {
+	versions(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		b := month(t, db, "2015-01-01")
+		exec(t, db, `INSERT INTO audit_log (timestamp, action, status, organization_id, correlation_id)
+			SELECT '2015-01-01 00:00+00'::timestamptz + make_interval(secs => n), 'a', 'success', 'org' || n % 5, 'c' || n % 5 FROM generate_series(1, 20000) n`)
+		exec(t, db, `ANALYZE audit_log_2015_01`)
+		none, some := "none", "org1"
+		for _, h := range []Hold{
+			{Organization: &none},
+			{Organization: &none, From: at("2015-01-02")},
+			{Correlation: &none},
+			{Correlation: &none, Organization: &some},
+			{Organization: &some, Until: at("2014-01-02")},
+			{Organization: &some, Until: at("2015-01-01")},
+		} {
+			h.Reason = "r"
+			_, err := PlaceHold(t.Context(), db, h, "me")
+			require.NoError(t, err)
+		}
+		holding, err := PlaceHold(t.Context(), db, Hold{Organization: &some, From: at("2015-01-01T05:00:00Z"), Reason: "r"}, "me")
+		require.NoError(t, err)
+		w, err := lookAt(t.Context(), db, b.Name)
+		require.NoError(t, err)
+		session := dial(t, url) // whose statistics have nothing else
+		exec(t, session, `BEGIN`)
+		holds, err := holdsOn(t.Context(), session, w)
+		require.NoError(t, err)
+		require.Equal(t, []int64{holding.ID}, holds)
+		require.Zero(t, column[int64](t, session, `SELECT pg_stat_get_xact_numscans('audit_log_2015_01'::regclass)`)[0], "sequential scans")
+	})
+}

@@ -122,7 +122,9 @@ func orNull(t time.Time) *time.Time {
 	return &t
 }
 
-// holdsOn lists the legal holds that cover a partition: by time alone those whose range overlaps its bounds, otherwise those that a row of it matches.
+// holdsOn lists the legal holds that cover a partition: by time alone those whose range overlaps its bounds, otherwise those that a row of it matches. Those are
+// looked for in the order of the index, between the value and itself: told that it equals the value, the planner would expect so many rows of an organization that it
+// reads the table, all of it where there are none.
 func holdsOn(ctx context.Context, db querier, w way) ([]int64, error) {
 	const within = ` AND (h.held_from IS NULL OR t.timestamp >= h.held_from) AND (h.held_until IS NULL OR t.timestamp < h.held_until)`
 	rows, err := db.Query(ctx, `
@@ -130,9 +132,11 @@ func holdsOn(ctx context.Context, db querier, w way) ([]int64, error) {
 		WHERE h.released_at IS NULL
 		  AND ($1::timestamptz IS NULL OR h.held_until IS NULL OR h.held_until > $1) AND ($2::timestamptz IS NULL OR h.held_from IS NULL OR h.held_from < $2)
 		  AND CASE
-			WHEN h.correlation_id IS NOT NULL THEN EXISTS (SELECT FROM `+w.table+` t
-				WHERE t.correlation_id = h.correlation_id AND (h.organization_id IS NULL OR t.organization_id = h.organization_id)`+within+`)
-			WHEN h.organization_id IS NOT NULL THEN EXISTS (SELECT FROM `+w.table+` t WHERE t.organization_id = h.organization_id`+within+`)
+			WHEN h.correlation_id IS NOT NULL THEN (SELECT true FROM `+w.table+` t
+				WHERE t.correlation_id BETWEEN h.correlation_id AND h.correlation_id AND (h.organization_id IS NULL OR t.organization_id = h.organization_id)`+within+`
+				ORDER BY t.correlation_id LIMIT 1)
+			WHEN h.organization_id IS NOT NULL THEN (SELECT true FROM `+w.table+` t
+				WHERE t.organization_id BETWEEN h.organization_id AND h.organization_id`+within+` ORDER BY t.organization_id LIMIT 1)
 			ELSE true END
 		ORDER BY h.id`, orNull(w.From), orNull(w.To))
 	if err != nil {
