@@ -6,6 +6,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"auditsink/internal/testkit"
+	"auditsink/metrics"
+	"auditsink/migrations"
 )
 
 // Whoever keeps readers out of a partition for as long as he likes holds up neither the leader nor the other partitions.
@@ -71,4 +75,24 @@ func TestHoldsAreFoundByIndex(t *testing.T) {
 		require.Equal(t, []int64{holding.ID}, holds)
 		require.Zero(t, column[int64](t, session, `SELECT pg_stat_get_xact_numscans('audit_log_2015_01'::regclass)`)[0], "sequential scans")
 	})
+}
+
+// A lane that a partition was just made for tells the watch, and doesn't wait for the leader's long look.
+func TestTheLeadersLookHoldsUpNoLane(t *testing.T) {
+	url := testkit.Postgres(t, 18)
+	_, err := migrations.Apply(t.Context(), url)
+	require.NoError(t, err)
+	db := open(t, url, "pool_max_conns", "5")
+	month(t, db, "2015-01-01")
+	watch := NewWatch(db, metrics.New("v1", []time.Duration{}), Schedule{}, enforced)
+	tx := begin(t, db)
+	exec(t, tx, `LOCK TABLE audit_log_2015_01 IN ACCESS EXCLUSIVE MODE`)
+	looked := make(chan error, 1)
+	go func() { looked <- watch.PublishStatistics(t.Context(), at("2015-01-02")) }()
+	require.Eventually(t, func() bool {
+		return column[bool](t, db, `SELECT count(*) > 0 FROM pg_locks WHERE relation = 'audit_log_2015_01'::regclass AND NOT granted`)[0]
+	}, time.Minute, time.Millisecond)
+	require.NoError(t, watch.Publish(t.Context(), at("2015-01-02")))
+	require.Empty(t, looked, "it came first")
+	require.Error(t, <-looked)
 }

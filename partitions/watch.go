@@ -45,16 +45,21 @@ func (w *Watch) Publish(ctx context.Context, now time.Time) error {
 	return w.publish(ctx, now)
 }
 
-// PublishStatistics is Publish for the leader: it looks at sizes and statistics too, where the last such look is some minutes old.
+// PublishStatistics is Publish for the leader: it looks at sizes and statistics too, where the last such look is some minutes old. That look may take long, and keeps
+// no Publish waiting: a lane waits for one after a partition was made for it.
 func (w *Watch) PublishStatistics(ctx context.Context, now time.Time) error {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	age := now.Sub(w.latest.StatsAt)
+	w.mu.Unlock()
+	var s Survey
 	var failed error
-	if age := now.Sub(w.latest.StatsAt); age < 0 || age >= statsEvery {
-		s, err := Inspect(ctx, w.db, now, w.retention)
-		if failed = err; err == nil {
-			w.latest = s
-		}
+	if age < 0 || age >= statsEvery {
+		s, failed = Inspect(ctx, w.db, now, w.retention)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if failed == nil && !s.StatsAt.IsZero() {
+		w.latest = s
 	}
 	return errors.Join(failed, w.publish(ctx, now)) // whatever the sizes are, the alert must be told
 }
