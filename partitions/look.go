@@ -22,6 +22,7 @@ type way struct {
 	event       int64  // the row of its last way out; 0: there is none
 	state       string // of that
 	rows        int64  // recorded there
+	verifiedOID uint32 // the table that was put on record as verified; 0: there is no telling
 	detachedOID uint32 // the table that was put on record as detached
 	detachedAt  time.Time
 	removed     bool // to go since it is empty, whatever its age
@@ -32,9 +33,16 @@ func (w way) open() bool {
 	return w.state == "requested" || w.state == "verified" || w.state == "detached"
 }
 
-// swapped tells whether what has its name isn't what was put on record as detached.
+// swapped tells whether what has its name isn't the table that was put on record as verified, or as detached.
 func (w way) swapped() bool {
-	return !w.attached && w.state == "detached" && w.oid != 0 && w.oid != w.detachedOID
+	switch {
+	case w.oid == 0:
+		return false
+	case w.state == "verified":
+		return w.verifiedOID != 0 && w.oid != w.verifiedOID
+	default:
+		return !w.attached && w.state == "detached" && w.oid != w.detachedOID
+	}
 }
 
 // look reads partitions and ways out by time, all or those of the given names. What is attached is there, and of what is not attached whatever has
@@ -58,7 +66,7 @@ func look(ctx context.Context, db querier, names ...string) ([]way, error) {
 		SELECT coalesce(part.partition_name, event.partition_name), part.relid IS NOT NULL, coalesce(part.is_default, false), coalesce(part.is_detaching, false),
 			CASE WHEN part.relid IS NULL THEN event.lower_bound ELSE part.lower_bound END, CASE WHEN part.relid IS NULL THEN event.upper_bound ELSE part.upper_bound END,
 			coalesce(part.strange, false), coalesce(part.relid, loose.oid, 0), coalesce(part.qualified, loose.qualified, ''),
-			coalesce(event.id, 0), coalesce(event.state, ''), coalesce(event.row_count, 0), coalesce((event.detail->>'detached_oid')::oid, 0), (event.detail->>'detached_at')::timestamptz,
+			coalesce(event.id, 0), coalesce(event.state, ''), coalesce(event.row_count, 0), coalesce((event.detail->>'oid')::oid, 0), coalesce((event.detail->>'detached_oid')::oid, 0), (event.detail->>'detached_at')::timestamptz,
 			coalesce((event.detail->>'removed_empty')::boolean, false)
 		FROM part FULL JOIN event ON event.partition_name = part.partition_name
 		LEFT JOIN loose ON part.relid IS NULL AND loose.name = event.partition_name
@@ -69,7 +77,7 @@ func look(ctx context.Context, db querier, names ...string) ([]way, error) {
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (way, error) {
 		var w way
 		var from, to, detached *time.Time
-		err := row.Scan(&w.Name, &w.attached, &w.Default, &w.Detaching, &from, &to, &w.strange, &w.oid, &w.table, &w.event, &w.state, &w.rows, &w.detachedOID, &detached, &w.removed)
+		err := row.Scan(&w.Name, &w.attached, &w.Default, &w.Detaching, &from, &to, &w.strange, &w.oid, &w.table, &w.event, &w.state, &w.rows, &w.verifiedOID, &w.detachedOID, &detached, &w.removed)
 		w.From, w.To, w.detachedAt = utc(from), utc(to), utc(detached)
 		if !w.open() {
 			w.removed = false
@@ -205,7 +213,7 @@ func (b bench) judge(ctx context.Context, db querier, w way) (verdict, error) {
 	case w.strange:
 		v.Due, v.Why = time.Time{}, "never: it isn't a plain table in audit_log's schema"
 	case w.swapped():
-		v.Due, v.Why = time.Time{}, "never: it is not the table that was detached under this name; look at it, and restore it or move it away"
+		v.Due, v.Why = time.Time{}, "never: it is not the table that was put on record under this name; look at it, and restore it or move it away"
 	}
 	return v, nil
 }

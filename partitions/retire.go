@@ -234,6 +234,9 @@ func (r *round) take(ctx context.Context, w way, step move) error {
 		if due != step || w.oid != oid {
 			return nil
 		}
+		if err = c.agrees(w, v); err != nil {
+			return err
+		}
 		if action, err = r.carryOut(ctx, tx, w, v, step, why, c); err != nil {
 			return err
 		}
@@ -309,6 +312,7 @@ func (r *round) carryOut(ctx context.Context, tx pgx.Tx, w way, v verdict, step 
 
 // recordVerified opens a way out, or goes on with the one that was asked for.
 func (r *round) recordVerified(ctx context.Context, tx pgx.Tx, w way, rows int64, detail map[string]any) error {
+	detail["oid"] = w.oid
 	if w.open() {
 		return r.update(ctx, tx, w, "verified", rows, detail)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -123,6 +124,20 @@ func countRows(ctx context.Context, db querier, table string) (count, error) {
 		return c, fmt.Errorf("count the rows of %s: %w", table, err)
 	}
 	return c, nil
+}
+
+// agrees tells whether what was counted, by reading every row, is what a table was judged by: its bounds, and the policies that an index led to. An index that is
+// broken (by a new version of the system's collations, say) must not cost rows, nor must rows that were put into a table after it was detached.
+func (c count) agrees(w way, v verdict) error {
+	for _, counted := range c.policies {
+		if !slices.ContainsFunc(v.policies, func(p *string) bool { return (p == nil) == (counted.Policy == nil) && deref(p) == deref(counted.Policy) }) {
+			return fmt.Errorf("%s holds rows of a policy that its index on retention_policy doesn't lead to, so it stays: run `REINDEX TABLE %s`, and see what broke the index", w.Name, w.table)
+		}
+	}
+	if c.rows > 0 && (!w.From.IsZero() && c.oldest.Before(w.From) || !w.To.IsZero() && !c.newest.Before(w.To)) {
+		return fmt.Errorf("%s holds rows from outside of its range, %s to %s, so it stays: take them out of it, or rename it", w.Name, stamp(w.From), stamp(w.To))
+	}
+	return nil
 }
 
 // detail is the count for the record.
