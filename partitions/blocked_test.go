@@ -96,3 +96,32 @@ func TestTheLeadersLookHoldsUpNoLane(t *testing.T) {
 	require.Empty(t, looked, "it came first")
 	require.Error(t, <-looked)
 }
+
+// A detach isn't begun beside a long transaction of another role either, whose age only who may read all statistics can see: begun, it would be interrupted,
+// and until that transaction ends its range would take no late event.
+func TestDetachBesideAnotherRole(t *testing.T) {
+	versions(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		month(t, db, "2015-01-01")
+		row(t, db, "2015-01-10", "minimal")
+		role := "keeper_" + column[string](t, db, `SELECT current_database()`)[0]
+		exec(t, db, `CREATE ROLE "`+role+`"; GRANT ALL ON SCHEMA public TO "`+role+`"; GRANT ALL ON ALL TABLES IN SCHEMA public TO "`+role+`";
+			GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO "`+role+`"; ALTER TABLE audit_log OWNER TO "`+role+`"; ALTER TABLE audit_log_2015_01 OWNER TO "`+role+`"`)
+		t.Cleanup(func() {
+			_, err := db.Exec(context.WithoutCancel(t.Context()), `REASSIGN OWNED BY "`+role+`" TO CURRENT_USER; DROP OWNED BY "`+role+`"; DROP ROLE "`+role+`"`)
+			require.NoError(t, err)
+		})
+		keeper := open(t, url, "role", role)
+		term, now := lead(t, db, "me"), at("2015-08-01")
+		reader := begin(t, db)
+		require.Equal(t, []int64{1}, column[int64](t, reader, `SELECT count(*) FROM audit_log`))
+		done, err := Retire(t.Context(), keeper, term, now, enforced)
+		require.NoError(t, err)
+		require.Equal(t, []string{"2015_01 verified", "2015_01 waits"}, what(done))
+		require.Contains(t, done[1].Why, "pg_read_all_stats")
+		require.Equal(t, []bool{false}, column[bool](t, db, `SELECT is_detaching FROM audit_log_partition_bounds()`))
+
+		require.NoError(t, reader.Rollback(t.Context()))
+		require.Equal(t, []string{"2015_01 detached"}, retire(t, keeper, term, now))
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +20,8 @@ const (
 	detachWait = 10 * time.Second
 	// detachAge is how long a transaction may have lasted that uses audit_log. An older one probably goes on for longer than detachWait.
 	detachAge = 10 * time.Second
+	// detachPause is between two looks at transactions whose age can't be seen.
+	detachPause = time.Second
 )
 
 // detach detaches a partition. It isn't begun, and false returned, while somebody who holds a lock on it or on audit_log won't be done soon.
@@ -32,9 +35,22 @@ func (r *round) detach(ctx context.Context, w way) (begun bool, err error) {
 			return false, fmt.Errorf("nothing can be detached without stopping ingest: %w", &DefaultPartitionError{Name: other.Name})
 		}
 	}
-	since, err := oldest(ctx, r.db, w)
+	since, hidden, err := oldest(ctx, r.db, w)
 	if err != nil {
 		return false, err
+	}
+	if len(hidden) > 0 {
+		if !sleep(ctx, detachPause) {
+			return false, context.Cause(ctx)
+		}
+		_, still, err := oldest(ctx, r.db, w)
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(hidden, func(one string) bool { return slices.Contains(still, one) }) {
+			r.wait(w.Name, errors.New("a transaction of another role uses audit_log and a detach would wait for it; how old it is can't be seen: GRANT pg_read_all_stats to the role of the maintenance"))
+			return false, nil
+		}
 	}
 	if since >= detachAge {
 		r.wait(w.Name, fmt.Errorf("a transaction that uses audit_log has lasted for %s, and a detach would wait for it", since.Round(time.Second)))
@@ -49,21 +65,24 @@ func (r *round) detach(ctx context.Context, w way) (begun bool, err error) {
 	return true, errors.Join(err, r.term.check(ctx, r.db))
 }
 
-// oldest is the age of the oldest transaction that holds a lock on audit_log or on the partition. Prepared ones have no session, and last for long.
-func oldest(ctx context.Context, db querier, w way) (time.Duration, error) {
+// oldest is the age of the oldest transaction that holds a lock on audit_log or on the partition. Prepared ones have no session, and last for long. Those of other roles
+// have an age only for who may read all statistics; for others they are hidden, and named instead.
+func oldest(ctx context.Context, db querier, w way) (age time.Duration, hidden []string, err error) {
 	rows, err := db.Query(ctx, `
-		SELECT coalesce(max(CASE WHEN l.pid IS NULL THEN 1e6 ELSE extract(epoch FROM clock_timestamp() - a.xact_start) END), 0)::float8
+		SELECT coalesce(max(CASE WHEN l.pid IS NULL THEN 1e6 ELSE extract(epoch FROM clock_timestamp() - a.xact_start) END), 0)::float8,
+			coalesce(array_agg(DISTINCT l.virtualtransaction) FILTER (WHERE a.pid IS NOT NULL AND a.xact_start IS NULL), '{}')
 		FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
 		  AND l.relation IN ('audit_log'::regclass, $1::bigint::oid) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()`, int64(w.oid))
 	if err != nil {
-		return 0, fmt.Errorf("look for old transactions: %w", err)
+		return 0, nil, fmt.Errorf("look for old transactions: %w", err)
 	}
-	seconds, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[float64])
+	var seconds float64
+	_, err = pgx.ForEachRow(rows, []any{&seconds, &hidden}, func() error { return nil })
 	if err != nil {
-		return 0, fmt.Errorf("look for old transactions: %w", err)
+		return 0, nil, fmt.Errorf("look for old transactions: %w", err)
 	}
-	return time.Duration(seconds * float64(time.Second)), nil
+	return time.Duration(seconds * float64(time.Second)), hidden, nil
 }
 
 // detachConcurrently sends DETACH between the settings that bound it and those that undo them. It can't run in a transaction, where SET LOCAL would do.
