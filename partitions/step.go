@@ -130,7 +130,9 @@ func countRows(ctx context.Context, db querier, table string) (count, error) {
 // broken (by a new version of the system's collations, say) must not cost rows, nor must rows that were put into a table after it was detached.
 func (c count) agrees(w way, v verdict) error {
 	for _, counted := range c.policies {
-		if !slices.ContainsFunc(v.policies, func(p *string) bool { return (p == nil) == (counted.Policy == nil) && deref(p) == deref(counted.Policy) }) {
+		if !slices.ContainsFunc(v.policies, func(p *string) bool {
+			return (p == nil) == (counted.Policy == nil) && deref(p) == deref(counted.Policy)
+		}) {
 			return fmt.Errorf("%s holds rows of a policy that its index on retention_policy doesn't lead to, so it stays: run `REINDEX TABLE %s`, and see what broke the index", w.Name, w.table)
 		}
 	}
