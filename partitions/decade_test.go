@@ -28,7 +28,7 @@ func TestTenYears(t *testing.T) {
 		d := &decade{
 			T: t, rng: rand.New(rand.NewPCG(seed, 0)), db: open(t, db), now: at("2016-11-25T13:30:00Z"),
 			schedule: Schedule{Interval: Month, Ahead: 6}, retention: Retention{Enforce: true, MinDays: 30, Grace: 7 * day},
-			policies: map[string]int{"standard": 500, "phi_extended": 500, "confidential": 300, "minimal": 90},
+			policies: map[string]int{"standard": 500, "phi_extended": 500, "confidential": 300, "minimal": 90}, inactive: map[string]int{},
 		}
 		exec(t, d.db, `UPDATE audit_retention_policy SET retention_days = CASE policy_name WHEN 'minimal' THEN 90 WHEN 'confidential' THEN 300 ELSE 500 END`)
 		d.takeOver()
@@ -55,6 +55,7 @@ type decade struct {
 	terms     []Term // of those who think that they lead, the last one rightly
 
 	policies    map[string]int // days, of the active ones
+	inactive    map[string]int
 	rows        []*decadeRow
 	holds       []*decadeHold
 	rounds, cut int
@@ -85,6 +86,9 @@ func (d *decade) days(policy string) int {
 	}
 	if !known {
 		for _, n := range d.policies {
+			days = max(days, n)
+		}
+		for _, n := range d.inactive {
 			days = max(days, n)
 		}
 	}
@@ -190,8 +194,11 @@ func (d *decade) editPolicy() {
 	active := d.rng.IntN(5) > 0 || name == "standard"
 	exec(d.T, d.db, `UPDATE audit_retention_policy SET delete_after_days = $2, is_active = $3, updated_at = now() WHERE policy_name = $1`, name, days, active)
 	delete(d.policies, name)
+	delete(d.inactive, name)
 	if active {
 		d.policies[name] = days
+	} else {
+		d.inactive[name] = days
 	}
 }
 

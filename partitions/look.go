@@ -123,18 +123,19 @@ func present(ctx context.Context, db querier, table string) ([]*string, error) {
 
 // readRules reads audit_retention_policy.
 func readRules(ctx context.Context, db querier, least int) (rules, error) {
-	rows, err := db.Query(ctx, `SELECT policy_name, coalesce(delete_after_days, retention_days) FROM audit_retention_policy WHERE is_active`)
+	rows, err := db.Query(ctx, `SELECT policy_name, coalesce(delete_after_days, retention_days), is_active FROM audit_retention_policy`)
 	if err != nil {
 		return rules{}, fmt.Errorf("read the retention policies: %w", err)
 	}
-	active := map[string]int{}
+	policies := map[bool]map[string]int{true: {}, false: {}} // by whether they are active
 	var name string
 	var days int
-	_, err = pgx.ForEachRow(rows, []any{&name, &days}, func() error { active[name] = days; return nil })
+	var active bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &days, &active}, func() error { policies[active][name] = days; return nil })
 	if err != nil {
 		return rules{}, fmt.Errorf("read the retention policies: %w", err)
 	}
-	return newRules(active, least), nil
+	return newRules(policies[true], policies[false], least), nil
 }
 
 // earlier returns the earlier of a time and the database's clock: one wrong clock must remove nothing.

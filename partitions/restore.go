@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"auditsink/internal/postgres"
 )
 
 // attach makes a table a partition again, within the bounds on record, and ends its way out as restored. The CHECK constraint that DETACH CONCURRENTLY left
@@ -137,7 +139,7 @@ func bringBackFor(ctx context.Context, db *pgxpool.Pool, times []time.Time) ([]S
 			continue // dropped since we looked: the range is free for another
 		}
 		if err != nil {
-			return back, fmt.Errorf("attach partition %s again for a late event: %w", w.Name, err)
+			return back, comeBack(w.Name, err)
 		}
 		if restored.What == "restored" {
 			back = append(back, Step{Name: w.Name, From: w.From, To: w.To})
@@ -152,4 +154,14 @@ func (b Bounds) takes(times []time.Time) bool {
 		day := Day.start(t)
 		return Day.add(day, 1).After(b.From) && (b.To.IsZero() || day.Before(b.To))
 	})
+}
+
+// comeBack is the error of what can't be attached again for a late event. Whatever the database says of it, it is of this partition alone: it must not be
+// taken for a fault of the settings, which would end every worker that gets the event. The lane waits and tries again.
+func comeBack(name string, err error) error {
+	if postgres.Classify(err) == postgres.Transient {
+		return fmt.Errorf("attach partition %s again for a late event: %w", name, err)
+	}
+	return fmt.Errorf("partition %s, which was detached since it had expired, can't be attached again for a late event (%s): "+
+		"give it the columns of audit_log, if those have changed, or rename it", name, err.Error())
 }

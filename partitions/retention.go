@@ -41,19 +41,25 @@ func (f Fate) Expired(now time.Time) bool {
 }
 
 // rules are the policies as of one look at audit_retention_policy. A row's policy is a number of days, or one of the table's that is active; for
-// any other, and for none, the longest active one holds.
+// any other, and for none, the longest of the table holds, active or not: to deactivate a policy must shorten nobody's time.
 type rules struct {
-	active  map[string]int // days by name
-	longest string         // the active policy that keeps longest; empty where none is active
-	least   int            // days that every row is kept
+	active      map[string]int // days by name
+	longest     string         // the policy that keeps longest; empty where none is active
+	longestDays int
+	least       int // days that every row is kept
 }
 
-// newRules makes the rules of the active policies.
-func newRules(active map[string]int, least int) rules {
+// newRules makes the rules of the policies, of which those that are not active count as the longest only.
+func newRules(active, inactive map[string]int, least int) rules {
 	r := rules{active: active, least: least}
-	for name, days := range active {
-		if r.longest == "" || days > active[r.longest] || days == active[r.longest] && name < r.longest {
-			r.longest = name
+	if len(active) == 0 {
+		return r
+	}
+	for _, policies := range []map[string]int{active, inactive} {
+		for name, days := range policies {
+			if days > r.longestDays || days == r.longestDays && name < r.longest {
+				r.longest, r.longestDays = name, days
+			}
 		}
 	}
 	return r
@@ -76,7 +82,7 @@ func (r rules) keeps(policy *string) (days int, by string) {
 	if r.longest == "" {
 		return 0, ""
 	}
-	return max(r.active[r.longest], r.least), r.longest
+	return max(r.longestDays, r.least), r.longest
 }
 
 // end is as far as a time is told to people and programs; JSON ends there.

@@ -11,7 +11,7 @@ import (
 func text(s string) *string { return &s }
 
 func TestKeeps(t *testing.T) {
-	seeded := newRules(map[string]int{"standard": 2555, "phi_extended": 2555, "confidential": 1825, "minimal": 90, "7": 10}, 30)
+	seeded := newRules(map[string]int{"standard": 2555, "phi_extended": 2555, "confidential": 1825, "minimal": 90, "7": 10}, nil, 30)
 	for _, c := range []struct {
 		policy *string
 		days   int
@@ -39,7 +39,15 @@ func TestKeeps(t *testing.T) {
 		require.Equal(t, c.by, by, c)
 	}
 
-	none := newRules(nil, 30)
+	// What is not active shortens nothing: it counts as the longest of all, as an unknown one does.
+	fewer := newRules(map[string]int{"minimal": 90}, map[string]int{"standard": 2555, "old": 400}, 30)
+	for policy, want := range map[string]int{"minimal": 90, "standard": 2555, "old": 2555, "unheard of": 2555} {
+		days, by := fewer.keeps(&policy)
+		require.Equal(t, want, days, policy)
+		require.Contains(t, []string{"minimal", "standard"}, by)
+	}
+
+	none := newRules(nil, map[string]int{"standard": 2555}, 30)
 	days, _ := none.keeps(text("standard"))
 	require.Zero(t, days, "nothing says when these expire")
 	days, _ = none.keeps(nil)
@@ -50,7 +58,7 @@ func TestKeeps(t *testing.T) {
 }
 
 func TestFate(t *testing.T) {
-	r := newRules(map[string]int{"standard": 2555, "minimal": 90, "eternal": 2147483647, "short": 10}, 30)
+	r := newRules(map[string]int{"standard": 2555, "minimal": 90, "eternal": 2147483647, "short": 10}, nil, 30)
 	march := Bounds{Name: "m", From: at("2016-03-01"), To: at("2016-04-01")}
 	for _, c := range []struct {
 		name    string
@@ -85,7 +93,7 @@ func TestFate(t *testing.T) {
 			require.Equal(t, c.why, f.Why)
 		})
 	}
-	f := newRules(nil, 30).fate(march, []*string{text("90"), text("what a producer sent")}, nil, at("2100-01-01"))
+	f := newRules(nil, nil, 30).fate(march, []*string{text("90"), text("what a producer sent")}, nil, at("2100-01-01"))
 	require.True(t, f.Due.IsZero())
 	require.NotContains(t, f.Why, "what a producer sent")
 	require.NotContains(t, r.fate(march, []*string{text("what a producer sent")}, nil, at("2100-01-01")).Why, "what a producer sent")
@@ -114,7 +122,7 @@ func TestFateModel(t *testing.T) {
 				longest = -1
 			}
 		}
-		f := newRules(active, o.least).fate(b, present, nil, now)
+		f := newRules(active, nil, o.least).fate(b, present, nil, now)
 		days := int64(now.Sub(b.To) / (24 * time.Hour))
 		require.Equal(rt, longest >= 0 && now.After(b.To) && days >= int64(longest), f.Expired(now), "%+v", f)
 	})

@@ -107,6 +107,7 @@ type oracleHold struct {
 type oracle struct {
 	least    int
 	policies map[string]int // active
+	inactive map[string]int
 	rows     map[int64]oracleRow
 	holds    []oracleHold
 	gone     int64
@@ -122,6 +123,11 @@ func (o *oracle) days(policy string) int {
 	} else {
 		for _, n := range o.policies {
 			days = max(days, n)
+		}
+		for _, n := range o.inactive {
+			if days > 0 {
+				days = max(days, n)
+			}
 		}
 	}
 	if days == 0 {
@@ -267,9 +273,15 @@ func (w *world) edit() {
 	} else {
 		w.exec(`UPDATE audit_retention_policy SET retention_days = $2, delete_after_days = NULL, is_active = $3 WHERE policy_name = $1`, name, days, active)
 	}
+	if w.o.inactive == nil {
+		w.o.inactive = map[string]int{}
+	}
 	delete(w.o.policies, name)
+	delete(w.o.inactive, name)
 	if active {
 		w.o.policies[name] = days
+	} else {
+		w.o.inactive[name] = days
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+
+	"auditsink/internal/postgres"
 )
 
 // why returns what the last way out of a partition came to, and why.
@@ -282,4 +284,26 @@ func mustLook(t *testing.T, db querier, name string) way {
 	w, err := lookAt(t.Context(), db, name)
 	require.NoError(t, err)
 	return w
+}
+
+// What can't come back is a matter of its range alone: it must not pass for a fault of the settings, which would end the workers.
+func TestALateEventOfATableThatCanNotComeBack(t *testing.T) {
+	versions(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		month(t, db, "2015-01-01")
+		row(t, db, "2015-01-10", "minimal")
+		now := at("2015-06-01")
+		require.Equal(t, []string{"2015_01 verified", "2015_01 detached"}, retire(t, db, lead(t, db, "me"), now))
+		exec(t, db, `ALTER TABLE audit_log ADD COLUMN leaf_index bigint`)
+		late := []time.Time{at("2015-01-20")}
+		_, err := EnsureFor(t.Context(), db, now, 365*24*time.Hour, Schedule{}, late)
+		require.ErrorContains(t, err, "partition audit_log_2015_01, which was detached since it had expired, can't be attached again")
+		require.ErrorContains(t, err, "give it the columns of audit_log")
+		require.Equal(t, postgres.Transient, postgres.Classify(err))
+
+		exec(t, db, `ALTER TABLE audit_log_2015_01 ADD COLUMN leaf_index bigint`)
+		_, err = EnsureFor(t.Context(), db, now, 365*24*time.Hour, Schedule{}, late)
+		require.NoError(t, err)
+		row(t, db, "2015-01-20T12:00:00Z", "standard")
+	})
 }

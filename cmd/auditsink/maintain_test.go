@@ -107,3 +107,22 @@ func TestLeaderFrozen(t *testing.T) {
 	require.GreaterOrEqual(t, number(t, databaseURL, `SELECT term FROM audit_leader`), int64(3))
 	frozen.stop(t)
 }
+
+// TestStartBesideWhatIsInTheWay: a worker begins where a running one would go on: without a partition that is for later.
+func TestStartBesideWhatIsInTheWay(t *testing.T) {
+	t.Parallel()
+	broker, topic, databaseURL := testkit.Kafka(t), testkit.Name(t), testkit.Postgres(t, 18)
+	broker.CreateTopic(t, topic, 1, nil)
+	s := workerSettings(broker, topic, databaseURL)
+	succeed(t, s.with(settings{"PARTITION_AHEAD": "1"}), "migrate", "up")
+	statement(t, databaseURL, fmt.Sprintf(`CREATE TABLE audit_log_%s (a int)`, time.Now().UTC().AddDate(0, 0, 1-time.Now().UTC().Day()).AddDate(0, 3, 0).Format("2006_01")))
+	w := start(t, s, "run")
+	eventually(t, "it has its lane", func() bool { return w.metric(t, "lanes_owned") == 1 })
+
+	// Without today's there is nothing to begin with.
+	statement(t, databaseURL, `DO $$ DECLARE p text; BEGIN
+		FOR p IN SELECT partition_name FROM audit_log_partition_bounds() LOOP EXECUTE 'ALTER TABLE audit_log DETACH PARTITION ' || p; END LOOP; END $$`)
+	code, _, errs := execute(t, s, "run")
+	require.Equal(t, exitFailed, code)
+	require.Contains(t, errs, "is not a partition of audit_log; attach it, rename it or move it away")
+}

@@ -85,14 +85,31 @@ func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 			return err
 		}
 	}
-	if _, err := partitions.Ensure(ctx, maintenance.Pool, time.Now(), schedule(cfg)); err != nil {
-		return fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
+	if err := ensurePartitions(ctx, cfg, maintenance, log); err != nil {
+		return err
 	}
 	if err := watch.Publish(ctx, time.Now()); err != nil {
 		return fmt.Errorf("look at the table partitions: %w", postgres.Explain(err))
 	}
 	state.set("waiting for Kafka")
 	return awaitTopics(ctx, cfg, log)
+}
+
+// ensurePartitions creates the table partitions that are missing. What is in the way of one that is for later, or has something locked for now, doesn't
+// keep a worker from beginning where a running one would go on: the leader tries again, and says so.
+func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, log *zap.Logger) error {
+	_, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() == nil && (inTheWay(err) || postgres.Classify(err) == postgres.Transient) {
+		now := time.Now()
+		if existing, listErr := partitions.List(ctx, pool.Pool); listErr == nil && partitions.ReadyUntil(now, existing).After(now) {
+			log.Error("table partitions are missing, but not today's", zap.Error(postgres.Explain(err)))
+			return nil
+		}
+	}
+	return fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
 }
 
 // awaitTopics waits without end for a broker to answer, and then requires the topics.
