@@ -151,7 +151,7 @@ func earlier(ctx context.Context, db querier, now time.Time) (time.Time, error) 
 	if clock.Before(now) {
 		now = clock
 	}
-	return now.UTC(), nil
+	return now.UTC().Truncate(time.Microsecond), nil // as the database keeps it, so that what is put on record isn't later
 }
 
 // verdict is a partition's fate, and what it is judged by.

@@ -144,6 +144,7 @@ func TestPartitionsRetire(t *testing.T) {
 
 	statement(t, databaseURL, `UPDATE audit_leader SET term = 7, holder = 'a worker', expires_at = now() + interval '1 hour'`)
 	r := partitionsJSON(t, s, "apply", "--execute", "--retire")
+	require.Len(t, r.Done, 3, "%v", r.Done)
 	require.Equal(t, []string{"verified", "detached", "dropped"}, []string{r.Done[0].What, r.Done[1].What, r.Done[2].What})
 	require.Empty(t, r.Retire)
 	require.Zero(t, there())
