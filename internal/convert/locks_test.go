@@ -3,6 +3,7 @@ package convert
 import (
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,10 +26,17 @@ func TestLocks(t *testing.T) {
 		var stage atomic.Value
 		stage.Store("")
 		converted := make(chan error, 1)
+		var inTheWay sync.Once
+		var readerErr error
 		go func() {
 			o := options(db)
 			o.Pause = 5 * time.Millisecond
-			o.Report = func(p Progress) { stage.Store(p.Stage) }
+			o.Report = func(p Progress) {
+				if p.Stage == "comparing both tables" {
+					inTheWay.Do(func() { _, readerErr = reader.Exec(t.Context(), `SELECT FROM audit_log LIMIT 1`) })
+				}
+				stage.Store(p.Stage)
+			}
 			_, err := Run(t.Context(), o)
 			stage.Store("")
 			converted <- err
@@ -48,18 +56,15 @@ func TestLocks(t *testing.T) {
 			}
 		}
 		const strong = "AccessExclusiveLock"
-		for !seen["beginning to note changes"]["ShareRowExclusiveLock"] {
-			see()
+		until := func(enough func() bool) {
+			for begun := time.Now(); !enough(); see() {
+				require.Less(t, time.Since(begun), 2*time.Minute, "it has come to %q, and %v was seen", stage.Load(), seen)
+			}
 		}
+		until(func() bool { return seen["beginning to note changes"]["ShareRowExclusiveLock"] })
 		require.NoError(t, writer.Rollback(t.Context()))
-		for stage.Load() != "comparing both tables" {
-			see()
-		}
-		_, err = reader.Exec(t.Context(), `SELECT FROM audit_log LIMIT 1`)
-		require.NoError(t, err)
-		for !seen["swapping"][strong] {
-			see()
-		}
+		until(func() bool { return seen["swapping"][strong] })
+		require.NoError(t, readerErr)
 		require.NoError(t, reader.Rollback(t.Context()))
 		require.NoError(t, <-converted)
 
