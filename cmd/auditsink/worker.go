@@ -89,27 +89,39 @@ func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 		return err
 	}
 	if err := watch.Publish(ctx, time.Now()); err != nil {
-		return fmt.Errorf("look at the table partitions: %w", postgres.Explain(err))
+		log.Warn("metrics and health of the table partitions come later", zap.Error(postgres.Explain(err)))
 	}
 	state.set("waiting for Kafka")
 	return awaitTopics(ctx, cfg, log)
 }
 
-// ensurePartitions creates the table partitions that are missing. What is in the way of one that is for later, or has something locked for now, doesn't
-// keep a worker from beginning where a running one would go on: the leader tries again, and says so.
+// ensurePartitions creates the table partitions that are missing, and waits without end for a server that is away. What is in the way of one that is for
+// later, or has something locked for now, doesn't keep a worker from beginning where a running one would go on: the leader tries again, and says so.
 func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Pool, log *zap.Logger) error {
-	_, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() == nil && (inTheWay(err) || postgres.Classify(err) == postgres.Transient) {
-		now := time.Now()
-		if existing, listErr := partitions.List(ctx, pool.Pool); listErr == nil && partitions.ReadyUntil(now, existing).After(now) {
-			log.Error("table partitions are missing, but not today's", zap.Error(postgres.Explain(err)))
+	for {
+		_, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
+		if err == nil {
 			return nil
 		}
+		passing := !inTheWay(err) && postgres.Classify(err) == postgres.Transient
+		now := time.Now()
+		existing, lookErr := partitions.List(ctx, pool.Pool)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case (passing || inTheWay(err)) && lookErr == nil && partitions.ReadyUntil(now, existing).After(now):
+			log.Error("table partitions are missing, but not today's", zap.Error(postgres.Explain(err)))
+			return nil
+		case !passing:
+			return fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
+		}
+		log.Warn("waiting for the table partitions", zap.Error(postgres.Explain(err)))
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
 	}
-	return fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
 }
 
 // awaitTopics waits without end for a broker to answer, and then requires the topics.
@@ -151,7 +163,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 	if err != nil {
 		return err
 	}
-	s := sink.New(ingest, rules(cfg), lateDays(cfg, maintenance, watch), m, log)
+	s := sink.New(ingest, rules(cfg), lateDays(cfg, maintenance, watch, log), m, log)
 	member, err := consumer.New(consumer.Options{
 		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
 		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,
@@ -207,7 +219,7 @@ func owner() string {
 }
 
 // lateDays makes table partitions on demand, for late events.
-func lateDays(cfg config.Config, pool *postgres.Pool, watch *partitions.Watch) sink.EnsureFunc {
+func lateDays(cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, log *zap.Logger) sink.EnsureFunc {
 	return func(ctx context.Context, days []time.Time) ([]time.Time, error) {
 		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon(cfg), schedule(cfg), days)
 		var refused *partitions.RangeError
@@ -217,7 +229,10 @@ func lateDays(cfg config.Config, pool *postgres.Pool, watch *partitions.Watch) s
 		if err != nil {
 			return nil, err
 		}
-		return nil, watch.Publish(ctx, time.Now())
+		if err := watch.Publish(ctx, time.Now()); err != nil { // the next look tells it
+			log.Debug("metrics and health of the table partitions come later", zap.Error(err))
+		}
+		return nil, nil
 	}
 }
 
