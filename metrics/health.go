@@ -54,7 +54,7 @@ func (m *Metrics) Health() Health {
 	all := Health{Status: Healthy, Components: components, Recommendations: []string{}}
 	for _, name := range slices.Sorted(maps.Keys(components)) {
 		c := components[name]
-		if rank(c.Status) > rank(all.Status) {
+		if c.Status.Rank() > all.Status.Rank() {
 			all.Status = c.Status
 		}
 		all.Recommendations = append(all.Recommendations, c.Recommendations...)
@@ -62,7 +62,8 @@ func (m *Metrics) Health() Health {
 	return all
 }
 
-func rank(s Status) int {
+// Rank orders statuses: the worse, the higher.
+func (s Status) Rank() int {
 	switch s {
 	case Healthy:
 		return 0

@@ -59,19 +59,8 @@ func Advise(s Survey, schedule Schedule, enforce bool) []Advice {
 	} {
 		all = append(all, advise(s, schedule, enforce)...)
 	}
-	slices.SortStableFunc(all, func(a, b Advice) int { return rank(b.Severity) - rank(a.Severity) })
+	slices.SortStableFunc(all, func(a, b Advice) int { return b.Severity.Rank() - a.Severity.Rank() })
 	return all
-}
-
-func rank(s metrics.Status) int {
-	switch s {
-	case metrics.Healthy:
-		return 0
-	case metrics.Warning:
-		return 1
-	default:
-		return 2
-	}
 }
 
 // adviseFuture: are there partitions ahead?

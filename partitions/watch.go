@@ -176,7 +176,7 @@ func health(s Survey, schedule Schedule, enforce bool) metrics.Component {
 }
 
 func worse(a, b metrics.Status) metrics.Status {
-	if rank(a) >= rank(b) {
+	if a.Rank() >= b.Rank() {
 		return a
 	}
 	return b

@@ -9,6 +9,7 @@ import (
 	"auditsink/config"
 	"auditsink/internal/postgres"
 	"auditsink/metrics"
+	"auditsink/migrations"
 )
 
 // poolOptions are the settings of a pool to the given URL.
@@ -42,6 +43,23 @@ func openDatabase(ctx context.Context, cfg config.Config, url config.Secret) (*p
 		return nil, postgres.Explain(err)
 	}
 	return pool, nil
+}
+
+// openChecked loads the settings, opens the database at the URL chosen from them, and checks that its schema is ours.
+func openChecked(ctx context.Context, url func(config.Config) config.Secret) (config.Config, *postgres.Pool, error) {
+	cfg, err := config.Load(config.Postgres)
+	if err != nil {
+		return cfg, nil, err
+	}
+	pool, err := openDatabase(ctx, cfg, url(cfg))
+	if err != nil {
+		return cfg, nil, err
+	}
+	if err := migrations.Check(ctx, pool.Pool); err != nil {
+		pool.Close()
+		return cfg, nil, postgres.Explain(err)
+	}
+	return cfg, pool, nil
 }
 
 // workerPools opens the pools of a worker: for ingest, watched by metrics, and for maintenance. They are the same where no URL of

@@ -11,7 +11,6 @@ import (
 
 	"auditsink/config"
 	"auditsink/internal/postgres"
-	"auditsink/migrations"
 	"auditsink/partitions"
 )
 
@@ -117,19 +116,7 @@ func applyPartitions(cmd *cobra.Command, asJSON, retire bool) error {
 
 // openPartitions loads the settings and opens the database where maintenance does, and checks that its schema is ours.
 func openPartitions(ctx context.Context) (config.Config, *postgres.Pool, error) {
-	cfg, err := config.Load(config.Postgres)
-	if err != nil {
-		return cfg, nil, err
-	}
-	pool, err := openDatabase(ctx, cfg, maintenanceURL(cfg))
-	if err != nil {
-		return cfg, nil, err
-	}
-	if err := migrations.Check(ctx, pool.Pool); err != nil {
-		pool.Close()
-		return cfg, nil, postgres.Explain(err)
-	}
-	return cfg, pool, nil
+	return openChecked(ctx, maintenanceURL)
 }
 
 // partitionsReport is what plan and apply print.

@@ -19,7 +19,6 @@ import (
 	"auditsink/internal/event"
 	"auditsink/internal/postgres"
 	"auditsink/metrics"
-	"auditsink/migrations"
 	"auditsink/partitions"
 	"auditsink/sink"
 )
@@ -111,19 +110,7 @@ func (m *moment) Type() string { return "time" }
 
 // openQuarantine loads the settings and opens the database, and checks that its schema is ours.
 func openQuarantine(ctx context.Context) (config.Config, *postgres.Pool, error) {
-	cfg, err := config.Load(config.Postgres)
-	if err != nil {
-		return cfg, nil, err
-	}
-	pool, err := openDatabase(ctx, cfg, cfg.PostgresURL)
-	if err != nil {
-		return cfg, nil, err
-	}
-	if err := migrations.Check(ctx, pool.Pool); err != nil {
-		pool.Close()
-		return cfg, nil, postgres.Explain(err)
-	}
-	return cfg, pool, nil
+	return openChecked(ctx, func(cfg config.Config) config.Secret { return cfg.PostgresURL })
 }
 
 // change holds what redrive and discard have in common.
