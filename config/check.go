@@ -70,6 +70,11 @@ func (c *check) config(cfg Config, needs []Need) {
 	if cfg.PostgresMaintenanceURL != cfg.PostgresURL {
 		c.postgres("POSTGRES_MAINTENANCE_URL", cfg.PostgresMaintenanceURL)
 	}
+	c.url("REDIS_URL", cfg.RedisURL, "Set redis://user:password@host:6379/0, or rediss:// for TLS.", "redis", "rediss", "unix")
+	c.url("ALERT_WEBHOOK_URL", cfg.AlertWebhookURL, "Set an http:// or https:// URL.", "http", "https")
+	if cfg.AlertWebhookKey != "" && cfg.AlertWebhookURL == "" && c.sound("ALERT_WEBHOOK_URL") {
+		c.add(Prefix+"ALERT_WEBHOOK_KEY", "", "has no effect without a webhook", "Set "+Prefix+"ALERT_WEBHOOK_URL or remove it.")
+	}
 	order(c, "POOL_MIN_CONNS", cfg.PoolMinConns, "POOL_MAX_CONNS", cfg.PoolMaxConns)
 	if host, port, err := net.SplitHostPort(cfg.HTTPAddr); err != nil || !portNumber(port, 0) || strings.Contains(host, "/") {
 		c.add(Prefix+"HTTP_ADDR", cfg.HTTPAddr, "is not an address to listen on", "Set host:port, such as 127.0.0.1:9464 or :9464.")

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -113,6 +114,21 @@ func (c *check) postgres(name string, conn Secret) {
 		c.add(Prefix+name, redactURL(text), "is not a URL of PostgreSQL", remedy)
 	case strings.Contains(u.Path+u.Fragment, "@"):
 		c.add(Prefix+name, "", "has an @ after the host: the password probably holds a character that ends it (its value is not shown)", remedy)
+	}
+}
+
+// url checks the form of a URL that may hold a password.
+func (c *check) url(name string, value Secret, remedy string, schemes ...string) {
+	text := value.Reveal()
+	if text == "" || !c.sound(name) {
+		return
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		c.add(Prefix+name, "", "is not a URL (its value is not shown)", remedy) // err would show it
+	case !slices.Contains(schemes, u.Scheme) || u.Host == "" && u.Path == "":
+		c.add(Prefix+name, redactURL(text), "is not such a URL", remedy)
 	}
 }
 

@@ -65,11 +65,32 @@ type Config struct {
 	LeaderLease         time.Duration `envconfig:"LEADER_LEASE" default:"30s" min:"1s" max:"1h" desc:"Time after which another replica does maintenance in place of one that has crashed"`
 	MaintenanceInterval time.Duration `envconfig:"MAINTENANCE_INTERVAL" default:"10m" min:"100ms" max:"24h" desc:"Time between two rounds of the leader's maintenance of partitions"`
 
+	RedisURL     Secret        `envconfig:"REDIS_URL" desc:"Redis for the cache of queries and the figures of all replicas: redis:// or rediss://; empty for none"`
+	RedisTimeout time.Duration `envconfig:"REDIS_TIMEOUT" default:"250ms" min:"1ms" max:"10s" desc:"Longest wait for Redis, after which one goes on without it"`
+
+	TokensFile      string        `envconfig:"TOKENS_FILE" desc:"File of the bearer tokens that may read (auditsink query token makes a line of it), looked at again when it changes; empty answers /v1 on loopback only"`
+	Token           Secret        `envconfig:"TOKEN" desc:"Bearer token that auditsink status shows to a worker"`
+	QueryMaxConns   int32         `envconfig:"QUERY_MAX_CONNS" default:"4" min:"1" max:"1000" desc:"Database connections at most for reads, in a pool of their own: ingest never waits for them"`
+	QueryTimeout    time.Duration `envconfig:"QUERY_TIMEOUT" default:"10s" min:"10ms" max:"1h" desc:"Longest time of one query of the read API"`
+	SlowQuery       time.Duration `envconfig:"SLOW_QUERY" default:"1s" min:"1ms" desc:"Duration from which a query is logged as slow, with its text and plan but no values"`
+	CacheTTL        time.Duration `envconfig:"CACHE_TTL" default:"1h" min:"0" max:"24h" desc:"Longest life of a cached answer, that of past months; what is newer lives shorter; 0 for no cache"`
+	CacheEntryBytes Size          `envconfig:"CACHE_ENTRY_BYTES" default:"1MiB" min:"1" max:"64MiB" desc:"Largest answer that is cached"`
+
+	ReportInterval  time.Duration `envconfig:"REPORT_INTERVAL" default:"5m" min:"1s" max:"24h" desc:"Time between two performance reports"`
+	OptimizeCache   bool          `envconfig:"OPTIMIZE_CACHE" default:"true" desc:"Clear the cache of queries, and leave it alone for a while, when it doesn't pay"`
+	OptimizeAnalyze bool          `envconfig:"OPTIMIZE_ANALYZE" default:"true" desc:"As the leader, ANALYZE partitions whose statistics are stale"`
+	OptimizeVacuum  bool          `envconfig:"OPTIMIZE_VACUUM" default:"true" desc:"As the leader, VACUUM partitions with many dead rows"`
+
+	AlertInterval   time.Duration `envconfig:"ALERT_INTERVAL" default:"15s" min:"100ms" max:"1h" desc:"Time between two looks of the alert rules"`
+	AlertRulesFile  string        `envconfig:"ALERT_RULES_FILE" desc:"YAML file that changes the alert rules: threshold, for, cool_down, off"`
+	AlertWebhookURL Secret        `envconfig:"ALERT_WEBHOOK_URL" desc:"Where alerts are sent, as JSON by POST; empty for nowhere"`
+	AlertWebhookKey Secret        `envconfig:"ALERT_WEBHOOK_KEY" desc:"HMAC key that signs what is sent there"`
+
 	EventMaxBytes        Size   `envconfig:"EVENT_MAX_BYTES" default:"1MiB" min:"1" max:"1GiB" desc:"Largest record taken; a larger one is quarantined as too_large"`
 	EventSignatureKey    Secret `envconfig:"EVENT_SIGNATURE_KEY" desc:"HMAC key of the producers' signatures; empty leaves signatures unchecked"`
 	RetentionHorizonDays int    `envconfig:"RETENTION_HORIZON_DAYS" default:"2555" min:"1" max:"36500" desc:"Age in days beyond which an event is quarantined as timestamp_out_of_range"`
 
-	HTTPAddr        string        `envconfig:"HTTP_ADDR" default:"127.0.0.1:9464" desc:"Address of metrics and health: host:port"`
+	HTTPAddr        string        `envconfig:"HTTP_ADDR" default:"127.0.0.1:9464" desc:"Address of metrics, health and the read API: host:port"`
 	ShutdownTimeout time.Duration `envconfig:"SHUTDOWN_TIMEOUT" default:"30s" min:"1s" desc:"Longest time to store what is buffered and leave the group, once told to stop"`
 	LogLevel        string        `envconfig:"LOG_LEVEL" default:"info" oneof:"debug|info|warn|error" desc:"Least severe messages logged"`
 	LogFormat       string        `envconfig:"LOG_FORMAT" default:"json" oneof:"json|console" desc:"Form of log lines, on standard error"`

@@ -57,6 +57,21 @@ type Metrics struct {
 	MaintenanceLastSuccess prometheus.Gauge
 	// Leader is 1 while this worker does maintenance; LeaderSince is since when, in seconds since 1970, and 0 while it doesn't.
 	Leader, LeaderSince prometheus.Gauge
+	// PoolWaiting is how many wait for a connection of the pool, PoolFailures counts those who got none.
+	PoolWaiting  prometheus.Gauge
+	PoolFailures prometheus.Counter
+	// QuerySeconds is the duration of a read in the database, the wait for a connection included, by the name of the query; QueryRows counts the rows
+	// they returned, QueryFailures those that failed, and SlowQueries those that took as long as SLOW_QUERY or longer.
+	QuerySeconds                          *prometheus.HistogramVec
+	QueryRows, QueryFailures, SlowQueries *prometheus.CounterVec
+	// QueryAcquireSeconds is how long reads waited for a connection.
+	QueryAcquireSeconds prometheus.Histogram
+	// QueryCacheRequests counts the reads that asked the cache, by result: hit, miss, shared (with one under way) or error.
+	QueryCacheRequests *prometheus.CounterVec
+	// Optimizations counts what was done by itself to stay fast, by rule.
+	Optimizations *prometheus.CounterVec
+	// Notifications counts the alerts sent to the webhook, by result: sent or failed.
+	Notifications *prometheus.CounterVec
 	// AlertActive is 1 for an alert that holds, by its name.
 	AlertActive *prometheus.GaugeVec
 
@@ -87,6 +102,9 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	counterBy := func(name, help, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, []string{label})
 	}
+	histogramBy := func(name, help, label string, buckets []float64) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: namespace, Name: name, Help: help, Buckets: buckets}, []string{label})
+	}
 	seconds := prometheus.ExponentialBucketsRange(0.001, 60, 18)
 	m := &Metrics{
 		registry:               prometheus.NewRegistry(),
@@ -114,6 +132,16 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		MaintenanceLastSuccess: gauge("maintenance_last_success_timestamp_seconds", "When this worker last did a round of maintenance without an error."),
 		Leader:                 gauge("leader", "1 while this worker does maintenance."),
 		LeaderSince:            gauge("leader_since_timestamp_seconds", "Since when this worker does maintenance, 0 while it doesn't."),
+		PoolWaiting:            gauge("db_pool_waiting", "Waiting for a database connection of the pool now."),
+		PoolFailures:           counter("db_pool_acquire_failures_total", "Waits for a database connection that got none."),
+		QuerySeconds:           histogramBy("query_duration_seconds", "Duration of a read in the database.", "query", seconds),
+		QueryRows:              counterBy("query_rows_total", "Rows returned by reads.", "query"),
+		QueryFailures:          counterBy("query_failures_total", "Reads that failed.", "query"),
+		SlowQueries:            counterBy("slow_queries_total", "Reads that took longer than AUDITSINK_SLOW_QUERY.", "query"),
+		QueryAcquireSeconds:    histogram("query_acquire_seconds", "Wait of a read for a database connection.", prometheus.ExponentialBucketsRange(0.00001, 30, 18)),
+		QueryCacheRequests:     counterBy("query_cache_requests_total", "Reads that asked the cache.", "result"),
+		Optimizations:          counterBy("optimizations_total", "What was done by itself to stay fast.", "rule"),
+		Notifications:          counterBy("alert_notifications_total", "Alerts sent to the webhook.", "result"),
 		AlertActive:            prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "alert_active", Help: "1 for an alert that holds."}, []string{"alert"}),
 		lagRecords:             laneGauge("consumer_lag_records", "Records between the end of the log and the stored position."),
 		lagSeconds:             laneGauge("consumer_lag_seconds", "Age of the oldest record that is not stored yet."),
@@ -121,13 +149,23 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "goversion"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
 	m.AlertActive.WithLabelValues(AlertPartitionsFuture) // there from the start: an alert that can't be seen isn't silent
+	for _, result := range []string{"hit", "miss", "shared", "error"} {
+		m.QueryCacheRequests.WithLabelValues(result)
+	}
+	for _, rule := range []string{"cache", "analyze", "vacuum"} {
+		m.Optimizations.WithLabelValues(rule)
+	}
+	for _, result := range []string{"sent", "failed"} {
+		m.Notifications.WithLabelValues(result)
+	}
 	for _, reason := range reasons {
 		m.Quarantined.WithLabelValues(reason.String())
 	}
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
 		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.PartitionsDropped, m.RowsExpired,
-		m.MaintenanceLastSuccess, m.Leader, m.LeaderSince, m.AlertActive, m.lagRecords, m.lagSeconds, build,
+		m.MaintenanceLastSuccess, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
+		m.QueryAcquireSeconds, m.QueryCacheRequests, m.Optimizations, m.Notifications, m.AlertActive, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -149,8 +187,17 @@ func (m *Metrics) DropLane(topic string, partition int32) {
 // PoolState is how many connections a pool has, by what they are doing.
 type PoolState struct{ Idle, Acquired, Constructing, Max int32 }
 
-// WatchPool publishes the connections of a pool, asked for at each scrape.
+// WatchPool publishes the connections of the pool, asked for at each scrape.
 func (m *Metrics) WatchPool(state func() PoolState) {
+	m.watchPool("db_pool_connections", "Database connections of the pool.", state)
+}
+
+// WatchQueryPool publishes the connections of the pool for reads, asked for at each scrape.
+func (m *Metrics) WatchQueryPool(state func() PoolState) {
+	m.watchPool("query_pool_connections", "Database connections of the pool for reads.", state)
+}
+
+func (m *Metrics) watchPool(metric, help string, state func() PoolState) {
 	for name, read := range map[string]func(PoolState) int32{
 		"idle":         func(s PoolState) int32 { return s.Idle },
 		"acquired":     func(s PoolState) int32 { return s.Acquired },
@@ -158,8 +205,7 @@ func (m *Metrics) WatchPool(state func() PoolState) {
 		"max":          func(s PoolState) int32 { return s.Max },
 	} {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: namespace, Name: "db_pool_connections", Help: "Database connections of the pool.",
-			ConstLabels: prometheus.Labels{"state": name},
+			Namespace: namespace, Name: metric, Help: help, ConstLabels: prometheus.Labels{"state": name},
 		}, func() float64 { return float64(read(state())) }))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -32,6 +33,11 @@ func text(t *testing.T, m *metrics.Metrics) string {
 func full() *metrics.Metrics {
 	m := metrics.New("v1.2.3", event.Reasons())
 	m.WatchPool(func() metrics.PoolState { return metrics.PoolState{Idle: 1, Acquired: 2, Constructing: 3, Max: 20} })
+	m.WatchQueryPool(func() metrics.PoolState { return metrics.PoolState{Max: 4} })
+	for _, by := range []*prometheus.CounterVec{m.QueryRows, m.QueryFailures, m.SlowQueries} {
+		by.WithLabelValues("page").Inc()
+	}
+	m.QuerySeconds.WithLabelValues("page").Observe(0.01)
 	m.FlushRetries.WithLabelValues("transient").Inc()
 	m.AlertActive.WithLabelValues("partitions_future").Set(1)
 	m.SetLag("events", 0, 5, 1500*time.Millisecond)
@@ -42,12 +48,14 @@ func full() *metrics.Metrics {
 // TestNames: the names, types and labels that dashboards rely on.
 func TestNames(t *testing.T) {
 	want := []string{
-		"alert_active gauge", "buffered_bytes gauge", "build_info gauge", "consumer_lag_records gauge", "consumer_lag_seconds gauge",
-		"db_pool_acquire_seconds histogram", "db_pool_connections gauge", "end_to_end_latency_seconds histogram", "fenced_total counter",
+		"alert_active gauge", "alert_notifications_total counter", "buffered_bytes gauge", "build_info gauge", "consumer_lag_records gauge", "consumer_lag_seconds gauge",
+		"db_pool_acquire_failures_total counter", "db_pool_acquire_seconds histogram", "db_pool_connections gauge", "db_pool_waiting gauge", "end_to_end_latency_seconds histogram", "fenced_total counter",
 		"flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "index_bytes gauge", "lanes_halted gauge",
 		"lanes_owned gauge", "leader gauge", "leader_since_timestamp_seconds gauge", "maintenance_last_success_timestamp_seconds gauge",
-		"partitions_detached gauge", "partitions_dropped_total counter", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter",
-		"records_consumed_total counter", "rewound_total counter", "rows_expired_total counter", "rows_inserted_total counter", "table_bytes gauge",
+		"optimizations_total counter", "partitions_detached gauge", "partitions_dropped_total counter", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter",
+		"query_acquire_seconds histogram", "query_cache_requests_total counter", "query_duration_seconds histogram", "query_failures_total counter",
+		"query_pool_connections gauge", "query_rows_total counter",
+		"records_consumed_total counter", "rewound_total counter", "rows_expired_total counter", "rows_inserted_total counter", "slow_queries_total counter", "table_bytes gauge",
 		"table_partitions gauge",
 	}
 	require.Contains(t, text(t, metrics.New("v1.2.3", event.Reasons())), `auditsink_alert_active{alert="partitions_future"} 0`)

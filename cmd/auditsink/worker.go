@@ -35,7 +35,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 	m := metrics.New(version, event.Reasons())
 	state := &readiness{}
 	state.set("starting")
-	http, err := server.Listen(ctx, cfg.HTTPAddr, m.Handler(), state.ready, m.Health)
+	http, err := server.Listen(ctx, server.Options{Addr: cfg.HTTPAddr, Scrape: m.Handler(), Ready: state.ready, Health: m.Health})
 	if err != nil {
 		return err
 	}
@@ -66,6 +66,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 		}
 		// Until ctx ends, not life: maintenance is handed over at once, while the lanes drain.
 		group.Go(func() error { return maintain(ctx, cfg, maintenance, watch, m, log) })
+		group.Go(func() error { return observe(ctx) })
 		return consume(ctx, cfg, log, ingest, maintenance, watch, m, state)
 	})
 	return group.Wait()

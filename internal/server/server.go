@@ -19,18 +19,29 @@ type Server struct {
 	listener net.Listener
 }
 
-// Listen takes the address at once, so that one in use is an error at start and not later. ready returns nil while the
-// worker can take in events, else the reason why not. health is asked how the whole system is.
-func Listen(ctx context.Context, addr string, scrape http.Handler, ready func() error, health func() metrics.Health) (*Server, error) {
-	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+// Options is what the server shows, and to whom.
+type Options struct {
+	// Addr is host:port to listen on; port 0 chooses one.
+	Addr string
+	// Scrape serves the metrics.
+	Scrape http.Handler
+	// Ready returns nil while the worker can take in events, else the reason why not.
+	Ready func() error
+	// Health is asked how the whole system is.
+	Health func() metrics.Health
+}
+
+// Listen takes the address at once, so that one in use is an error at start and not later.
+func Listen(ctx context.Context, o Options) (*Server, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP (AUDITSINK_HTTP_ADDR): %w", err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", scrape)
+	mux.Handle("GET /metrics", o.Scrape)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, ready()) })
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { answerHealth(w, health()) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, o.Ready()) })
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { answerHealth(w, o.Health()) })
 	return &Server{
 		listener: listener,
 		http:     &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute},

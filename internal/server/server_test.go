@@ -35,7 +35,7 @@ func get(t *testing.T, s *server.Server, method, path string) (int, string) {
 // serve runs a server until the test ends, and then requires that it stopped well.
 func serve(t *testing.T, scrape http.Handler, ready func() error, health func() metrics.Health) *server.Server {
 	t.Helper()
-	s, err := server.Listen(t.Context(), "127.0.0.1:0", scrape, ready, health)
+	s, err := server.Listen(t.Context(), server.Options{Addr: "127.0.0.1:0", Scrape: scrape, Ready: ready, Health: health})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -117,7 +117,7 @@ func TestHealth(t *testing.T) {
 
 func TestAddressInUse(t *testing.T) {
 	s := serve(t, http.NotFoundHandler(), func() error { return nil }, healthy)
-	_, err := server.Listen(t.Context(), s.Addr(), http.NotFoundHandler(), func() error { return nil }, healthy)
+	_, err := server.Listen(t.Context(), server.Options{Addr: s.Addr(), Scrape: http.NotFoundHandler(), Ready: func() error { return nil }, Health: healthy})
 	require.ErrorContains(t, err, "AUDITSINK_HTTP_ADDR")
 	require.ErrorContains(t, err, s.Addr())
 	require.ErrorContains(t, err, "in use")
@@ -132,7 +132,7 @@ func TestServeStops(t *testing.T) {
 		_, err := io.WriteString(w, "late")
 		require.NoError(t, err)
 	})
-	s, err := server.Listen(t.Context(), "127.0.0.1:0", slow, func() error { return nil }, healthy)
+	s, err := server.Listen(t.Context(), server.Options{Addr: "127.0.0.1:0", Scrape: slow, Ready: func() error { return nil }, Health: healthy})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -146,7 +146,7 @@ func TestServeStops(t *testing.T) {
 	cancel()
 	// The listener goes first.
 	for {
-		again, err := server.Listen(t.Context(), s.Addr(), slow, func() error { return nil }, healthy)
+		again, err := server.Listen(t.Context(), server.Options{Addr: s.Addr(), Scrape: slow, Ready: func() error { return nil }, Health: healthy})
 		if err == nil {
 			stop, end := context.WithCancel(t.Context())
 			end()
@@ -171,7 +171,7 @@ func TestServeStopsInTheEnd(t *testing.T) {
 		close(asked)
 		<-answer
 	})
-	s, err := server.Listen(t.Context(), "127.0.0.1:0", stuck, func() error { return nil }, healthy)
+	s, err := server.Listen(t.Context(), server.Options{Addr: "127.0.0.1:0", Scrape: stuck, Ready: func() error { return nil }, Health: healthy})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
