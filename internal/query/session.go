@@ -1,0 +1,117 @@
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"auditsink/internal/postgres"
+)
+
+// ErrTimeout means that the database took longer than a read may take.
+var ErrTimeout = errors.New("the database took longer than a query may take (AUDITSINK_QUERY_TIMEOUT)")
+
+// begin opens a session of one statement. Its settings are local to the transaction, so that they hold behind a pooler in transaction mode too. Plans are made for
+// the values asked for: one for any values would have to do without pruning while it is made, and can't tell rare values from frequent ones. A table is never read
+// whole where an index can do, even if statistics are missing; reads take no further cores from ingest, and no time to compile.
+const begin = `BEGIN READ ONLY; SET LOCAL statement_timeout = %[1]d; SET LOCAL lock_timeout = %[1]d; SET LOCAL idle_in_transaction_session_timeout = '10s';
+	SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off`
+
+// read runs one statement in a session of its own, which has ended when it returns, and calls each for each row. Where the connection got lost it begins anew, calling
+// restart before: reading twice changes nothing.
+func (r *Reader) read(ctx context.Context, s statement, restart func(), each func(pgx.Rows) error) error {
+	timed, cancel := ctx, context.CancelFunc(func() {})
+	if r.o.Timeout > 0 {
+		timed, cancel = context.WithTimeoutCause(ctx, r.o.Timeout, ErrTimeout)
+	}
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		restart()
+		err := r.attempt(timed, s, each)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case timed.Err() != nil || tooLong(err):
+			return fmt.Errorf("%w: %w", ErrTimeout, err)
+		case !lost(err) || attempt >= r.o.RetryAttempts:
+			return err
+		}
+		if deadline, ok := timed.Deadline(); ok && time.Until(deadline) <= r.o.RetryDelay {
+			return err // the next attempt would begin too late
+		}
+		select {
+		case <-time.After(r.o.RetryDelay):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+	}
+}
+
+func (r *Reader) attempt(ctx context.Context, s statement, each func(pgx.Rows) error) error {
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(ctx, fmt.Sprintf(begin, serverTimeout(ctx).Milliseconds()), pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("begin to read: %w", err)
+	}
+	rows, err := conn.Query(ctx, s.text, s.args...)
+	if err == nil {
+		for rows.Next() {
+			if err = each(rows); err != nil {
+				break
+			}
+		}
+		rows.Close()
+		err = errors.Join(err, rows.Err())
+	}
+	// A connection whose transaction couldn't be ended isn't used again: Release closes it.
+	_, ended := conn.Exec(ctx, `ROLLBACK`, pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		return fmt.Errorf("read audit_log: %w", err)
+	}
+	if ended != nil {
+		return fmt.Errorf("end reading: %w", ended)
+	}
+	return nil
+}
+
+// serverTimeout is how long the server may take for the statement: a little less than we wait, so that it is the server that gives up, and the connection remains.
+func serverTimeout(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0 // none
+	}
+	left := time.Until(deadline)
+	return max(left-min(left/10, 100*time.Millisecond), time.Millisecond)
+}
+
+// tooLong tells that the server ended the statement by its timeout, or by that for locks.
+func tooLong(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "57014" || pg.Code == "55P03")
+}
+
+// lost tells that another attempt may find a server that answers: the connection broke or wasn't made, the server stops, starts or is full, or it cancelled the read
+// for the sake of its recovery.
+func lost(err error) bool {
+	if errors.Is(err, postgres.ErrAcquireTimeout) {
+		return false
+	}
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return postgres.Classify(err) == postgres.Transient
+	}
+	switch pg.Code {
+	case "57P01", "57P02", "57P03", "53300", "40001", "40P01":
+		return true
+	}
+	return pg.Code[:min(2, len(pg.Code))] == "08"
+}

@@ -1,0 +1,108 @@
+package query
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"auditsink/hashing"
+)
+
+// columns are what an [Event] is made of, in the order of scanEvent.
+const columns = `id, timestamp, timestamp_text, ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status, outcome_description, hash, hash_algorithm,
+	event_version, correlation_id, data_classification, retention_policy, processing_latency, archived_at, details, recorded_at, lane_id, lane_offset`
+
+// statement is SQL whose every value is a parameter, so that its text may be shown.
+type statement struct {
+	text string
+	args []any
+}
+
+// arg adds a value and returns what stands for it. The type is named since without prepared statements the server would have to guess.
+func (s *statement) arg(value any, of string) string {
+	s.args = append(s.args, value)
+	return fmt.Sprintf("$%d::%s", len(s.args), of)
+}
+
+// where is the condition of a question within a window of its range. It begins with the range, by which table partitions are pruned, and the scope.
+func (s *statement) where(q question, from, to time.Time) string {
+	and := []string{"timestamp >= " + s.arg(from, "timestamptz"), "timestamp < " + s.arg(to, "timestamptz")}
+	and = append(and, s.within(q.scope)...)
+	for _, t := range q.filter.texts() {
+		if *t.value != "" {
+			and = append(and, t.column+" = "+s.arg(*t.value, "text"))
+		}
+	}
+	if !q.filter.ArchivedFrom.IsZero() {
+		and = append(and, "archived_at >= "+s.arg(q.filter.ArchivedFrom, "timestamptz"))
+	}
+	if !q.filter.ArchivedTo.IsZero() {
+		and = append(and, "archived_at < "+s.arg(q.filter.ArchivedTo, "timestamptz"))
+	}
+	return strings.Join(and, " AND ")
+}
+
+// within is the condition of a scope; there is none on everything.
+func (s *statement) within(scope Scope) []string {
+	if scope.all {
+		return nil
+	}
+	return []string{"organization_id = ANY (" + s.arg(scope.organizations, "text[]") + ")"}
+}
+
+// pageStatement asks for the events of a window by key, at most so many, after a position where there is one. The position's own bound of the range is
+// the window's: a comparison of rows prunes no table partitions.
+func pageStatement(q question, from, to time.Time, after *position, limit int) statement {
+	var s statement
+	beyond, direction := "<", "DESC"
+	if q.filter.Ascending {
+		beyond, direction = ">", "ASC"
+	}
+	where := s.where(q, from, to)
+	if after != nil {
+		where += fmt.Sprintf(" AND (timestamp, id) %s (%s, %s)", beyond, s.arg(time.UnixMicro(after.at), "timestamptz"), s.arg(after.id, "bigint"))
+	}
+	s.text = fmt.Sprintf("SELECT %s FROM audit_log WHERE %s ORDER BY timestamp %s, id %[3]s LIMIT %s", columns, where, direction, s.arg(int64(limit), "bigint"))
+	return s
+}
+
+// countStatement counts the events of a window, up to most.
+func countStatement(q question, from, to time.Time, most int64) statement {
+	var s statement
+	where := s.where(q, from, to)
+	s.text = fmt.Sprintf("SELECT count(*) FROM (SELECT FROM audit_log WHERE %s LIMIT %s) chosen", where, s.arg(most, "bigint"))
+	return s
+}
+
+// eventStatement asks for one event within a window.
+func eventStatement(scope Scope, id int64, from, to time.Time) statement {
+	var s statement
+	and := append([]string{"id = " + s.arg(id, "bigint"), "timestamp >= " + s.arg(from, "timestamptz"), "timestamp < " + s.arg(to, "timestamptz")}, s.within(scope)...)
+	s.text = fmt.Sprintf("SELECT %s FROM audit_log WHERE %s ORDER BY timestamp DESC LIMIT 1", columns, strings.Join(and, " AND "))
+	return s
+}
+
+// scanEvent reads a row of [columns].
+func scanEvent(rows pgx.Rows) (Event, position, error) {
+	var e Event
+	var at time.Time
+	var received *string
+	err := rows.Scan(&e.ID, &at, &received, &e.TTL, &e.PrincipalID, &e.OrganizationID, &e.Action, &e.TargetResourceType, &e.TargetResourceID, &e.Status, &e.OutcomeDescription,
+		&e.Hash, &e.HashAlgorithm, &e.EventVersion, &e.CorrelationID, &e.DataClassification, &e.RetentionPolicy, &e.ProcessingLatency, &e.ArchivedAt, &e.Details, &e.RecordedAt,
+		&e.LaneID, &e.LaneOffset)
+	if err != nil {
+		return e, position{}, err
+	}
+	if received != nil {
+		e.Timestamp = *received
+	} else {
+		e.Timestamp = string(hashing.AppendTimestamp(nil, at.UnixMicro()))
+	}
+	e.RecordedAt = e.RecordedAt.UTC()
+	if e.ArchivedAt != nil {
+		*e.ArchivedAt = e.ArchivedAt.UTC()
+	}
+	return e, position{at.UnixMicro(), e.ID}, nil
+}
