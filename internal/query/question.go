@@ -61,7 +61,7 @@ func ask(s Scope, f Filter) (question, error) {
 		switch {
 		case !bound.at.IsZero():
 			at := micros(*bound.at)
-			if year := at.Year(); year < 1 || year > 9999 {
+			if at.Before(beginning) || !at.Before(end) {
 				return question{}, &InvalidError{bound.parameter, "must be within the years 1 to 9999"}
 			}
 			*bound.at = at
@@ -128,7 +128,7 @@ func micros(at time.Time) time.Time {
 // appendTo appends the question in a form that no other question has: every part has its length before it, or is of fixed length.
 func (q question) appendTo(b []byte) []byte {
 	for _, at := range []time.Time{q.filter.From, q.filter.To, q.filter.ArchivedFrom, q.filter.ArchivedTo} {
-		b = binary.BigEndian.AppendUint64(b, uint64(at.UnixMicro())) //nolint:gosec // the same 64 bits; the zero time is the year 1, as which nothing else is asked
+		b = binary.BigEndian.AppendUint64(b, uint64(at.UnixMicro()))
 	}
 	b = append(b, flag(q.filter.Ascending), flag(q.scope.all))
 	for _, t := range q.filter.texts() {

@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,7 +18,7 @@ type Options struct {
 	// Metrics counts what is read, and Log tells of slow queries.
 	Metrics *metrics.Metrics
 	Log     *zap.Logger
-	// Slow is the duration from which a query is logged.
+	// Slow is the duration from which a query is logged; 0 logs none.
 	Slow time.Duration
 	// Timeout bounds each question, and each chunk of an export: the wait for a connection, all attempts and all statements together. 0 leaves it to the caller's context.
 	Timeout time.Duration
@@ -30,15 +31,28 @@ type Options struct {
 //
 // What it returns is an [InvalidError] for a question that can't be answered, [ErrNotFound], [ErrTimeout], the cause of the context's end, or an error of the database.
 type Reader struct {
-	pool *postgres.Pool
-	o    Options
+	pool  *postgres.Pool
+	o     Options
+	known atomic.Pointer[layout]
+	plans plans
 }
 
-// New makes a reader on a pool, which should be of its own: ingest must not wait for reads.
-func New(pool *postgres.Pool, o Options) *Reader { return &Reader{pool: pool, o: o} }
+// New makes a reader on a pool, which should be of its own: ingest must not wait for reads. The caller must call Close before it closes the pool.
+func New(pool *postgres.Pool, o Options) *Reader {
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	return &Reader{pool: pool, o: o}
+}
+
+// Close waits for what is still being logged, a few seconds at most.
+func (r *Reader) Close() { r.plans.wg.Wait() }
+
+// pageBytes is about how large the events of a page or a chunk may be together. One alone may be larger.
+const pageBytes = 16 << 20
 
 // Events returns a page of at most limit events (1 to [MaxLimit]), newest first unless the filter says otherwise, that follow the cursor of the page before; the first
-// page has none. A page may hold fewer events although more follow; the last is the one without a next.
+// page has none. A page may hold fewer events although more follow, where they are large; the last is the one without a next.
 func (r *Reader) Events(ctx context.Context, scope Scope, f Filter, limit int, after string) (Page, error) {
 	q, err := ask(scope, f)
 	if err != nil {
@@ -51,13 +65,24 @@ func (r *Reader) Events(ctx context.Context, scope Scope, f Filter, limit int, a
 	if err != nil {
 		return Page{}, err
 	}
-	events, next, err := r.page(ctx, q, p, limit)
+	if q.scope.empty() {
+		return Page{Events: []Event{}}, nil
+	}
+	c := chunk{limit: limit, events: []Event{}}
+	err = r.watched(ctx, "events", func(ctx context.Context, m *reading) error {
+		windows, err := r.windows(ctx, q, p)
+		for i := 0; i < len(windows) && err == nil && c.next == nil; i++ {
+			err = r.fill(ctx, m, &c, q, windows[i], p)
+		}
+		m.rows = int64(len(c.events))
+		return err
+	})
 	if err != nil {
 		return Page{}, err
 	}
-	page := Page{Events: events}
-	if next != nil {
-		page.Next = q.cursor(*next)
+	page := Page{Events: c.events}
+	if c.next != nil {
+		page.Next = q.cursor(*c.next)
 	}
 	return page, nil
 }
@@ -66,57 +91,96 @@ func (r *Reader) Events(ctx context.Context, scope Scope, f Filter, limit int, a
 // that come meanwhile are found if they come behind where it is. An error of found ends it and is returned.
 func (r *Reader) Export(ctx context.Context, scope Scope, f Filter, found func(Event) error) error {
 	q, err := ask(scope, f)
+	if err != nil || q.scope.empty() {
+		return err
+	}
+	windows, err := r.windows(ctx, q, nil)
 	if err != nil {
 		return err
 	}
-	var after *position
-	for {
-		events, next, err := r.page(ctx, q, after, MaxLimit)
-		if err != nil {
-			return err
-		}
-		for _, e := range events {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if err := found(e); err != nil {
+	limit := MaxLimit
+	for _, w := range windows {
+		for c := (chunk{}); ; {
+			after := c.next
+			c = chunk{limit: limit, last: after}
+			err := r.watched(ctx, "export", func(ctx context.Context, m *reading) error {
+				err := r.fill(ctx, m, &c, q, w, after)
+				m.rows = int64(len(c.events))
+				return err
+			})
+			if err != nil {
 				return err
 			}
+			for _, e := range c.events {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := found(e); err != nil {
+					return err
+				}
+			}
+			if c.next == nil {
+				break
+			}
+			// Of large events no more are asked for than a chunk holds, for the server sends them all.
+			limit = min(MaxLimit, 2*len(c.events))
 		}
-		if next == nil {
-			return nil
-		}
-		after = next
 	}
+	return nil
 }
 
-// page reads a page and the position after which the next begins, nil at the end.
-func (r *Reader) page(ctx context.Context, q question, after *position, limit int) ([]Event, *position, error) {
-	events := []Event{}
-	if q.scope.empty() {
-		return events, nil, nil
+// chunk is the events that have been read of a page or an export, and what ends them.
+type chunk struct {
+	limit  int
+	events []Event
+	size   int
+	last   *position // of the last event
+	next   *position // after which there are more
+}
+
+// fill reads events of a window into a chunk until it is full.
+func (r *Reader) fill(ctx context.Context, m *reading, c *chunk, q question, w window, after *position) error {
+	before := *c
+	s := pageStatement(q, w.after(after, q.filter.Ascending), after, c.limit-len(c.events)+1)
+	return r.read(ctx, m, s, func() { *c = before }, c.take)
+}
+
+// take reads a row.
+func (c *chunk) take(rows pgx.Rows) error {
+	if len(c.events) == c.limit {
+		c.next = c.last
+		return errEnough
 	}
-	from, to := q.filter.From, q.filter.To
-	if after != nil && q.filter.Ascending {
-		from = time.UnixMicro(after.at)
-	} else if after != nil {
-		to = time.UnixMicro(after.at + 1)
+	e, at, err := scanEvent(rows)
+	if err != nil {
+		return err
 	}
-	var last, next *position
-	restart := func() { events, last, next = events[:0], nil, nil }
-	err := r.read(ctx, pageStatement(q, from, to, after, limit+1), restart, func(rows pgx.Rows) error {
-		if len(events) == limit {
-			next = last
-			return nil
-		}
-		e, at, err := scanEvent(rows)
-		if err != nil {
-			return err
-		}
-		events, last = append(events, e), &at
-		return nil
-	})
-	return events, next, err
+	size := e.size()
+	if len(c.events) > 0 && c.size+size > pageBytes {
+		c.next = c.last
+		return errEnough
+	}
+	c.events, c.size, c.last = append(c.events, e), c.size+size, &at
+	return nil
+}
+
+// size is about how many bytes the event takes: what has no small limit, and some for the rest.
+func (e *Event) size() int {
+	size := 1024 + len(e.Details)
+	if e.OutcomeDescription != nil {
+		size += len(*e.OutcomeDescription)
+	}
+	return size
+}
+
+// windows cuts what remains of a question's range.
+func (r *Reader) windows(ctx context.Context, q question, after *position) ([]window, error) {
+	l, err := r.layoutNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rest := window{from: q.filter.From, to: q.filter.To}.after(after, q.filter.Ascending)
+	return l.windows(rest.from, rest.to, q.filter.Ascending), nil
 }
 
 // Count counts events, up to most (1 to [MaxCount]): where there are more, the count is most and isn't exact.
@@ -132,7 +196,16 @@ func (r *Reader) Count(ctx context.Context, scope Scope, f Filter, most int64) (
 		return Count{Exact: true}, nil
 	}
 	var count int64
-	err = r.read(ctx, countStatement(q, q.filter.From, q.filter.To, most+1), func() {}, func(rows pgx.Rows) error { return rows.Scan(&count) })
+	err = r.watched(ctx, "count", func(ctx context.Context, m *reading) error {
+		windows, err := r.windows(ctx, q, nil)
+		for i := 0; i < len(windows) && err == nil && count <= most; i++ {
+			var counted int64
+			err = r.read(ctx, m, countStatement(q, windows[i], most-count+1), func() {}, func(rows pgx.Rows) error { return rows.Scan(&counted) })
+			count += counted
+			m.rows++
+		}
+		return err
+	})
 	if err != nil {
 		return Count{}, err
 	}
@@ -142,9 +215,9 @@ func (r *Reader) Count(ctx context.Context, scope Scope, f Filter, most int64) (
 // Event returns one event. Its timestamp, where it is known, spares a look into every table partition; zero means unknown. The error is [ErrNotFound] where the scope has
 // no such event.
 func (r *Reader) Event(ctx context.Context, scope Scope, id int64, at time.Time) (Event, error) {
-	from, to := time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+	from, to := beginning, end
 	if !at.IsZero() {
-		if year := at.UTC().Year(); year < 1 || year > 9999 {
+		if at.Before(beginning) || !at.Before(end) {
 			return Event{}, &InvalidError{"timestamp", "must be within the years 1 to 9999"}
 		}
 		from = at.UTC().Truncate(time.Microsecond) // as it was stored
@@ -154,17 +227,24 @@ func (r *Reader) Event(ctx context.Context, scope Scope, id int64, at time.Time)
 	if scope.empty() {
 		return Event{}, ErrNotFound
 	}
-	var event *Event
-	err := r.read(ctx, eventStatement(scope, id, from, to), func() { event = nil }, func(rows pgx.Rows) error {
-		e, _, err := scanEvent(rows)
-		event = &e
+	c := chunk{limit: 1}
+	err := r.watched(ctx, "event", func(ctx context.Context, m *reading) error {
+		l, err := r.layoutNow(ctx)
+		if err != nil {
+			return err
+		}
+		windows := l.windows(from, to, false)
+		for i := 0; i < len(windows) && err == nil && len(c.events) == 0; i++ {
+			err = r.read(ctx, m, eventStatement(scope, id, windows[i]), func() { c.events = nil }, c.take)
+		}
+		m.rows = int64(len(c.events))
 		return err
 	})
 	switch {
 	case err != nil:
 		return Event{}, err
-	case event == nil:
+	case len(c.events) == 0:
 		return Event{}, ErrNotFound
 	}
-	return *event, nil
+	return c.events[0], nil
 }

@@ -22,27 +22,22 @@ const begin = `BEGIN READ ONLY; SET LOCAL statement_timeout = %[1]d; SET LOCAL l
 	SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off`
 
 // read runs one statement in a session of its own, which has ended when it returns, and calls each for each row. Where the connection got lost it begins anew, calling
-// restart before: reading twice changes nothing.
-func (r *Reader) read(ctx context.Context, s statement, restart func(), each func(pgx.Rows) error) error {
-	timed, cancel := ctx, context.CancelFunc(func() {})
-	if r.o.Timeout > 0 {
-		timed, cancel = context.WithTimeoutCause(ctx, r.o.Timeout, ErrTimeout)
-	}
-	defer cancel()
+// restart before: reading twice changes nothing. ctx is that of [Reader.watched].
+func (r *Reader) read(ctx context.Context, m *reading, s statement, restart func(), each func(pgx.Rows) error) error {
 	for attempt := 1; ; attempt++ {
 		restart()
-		err := r.attempt(timed, s, each)
+		err := r.attempt(ctx, m, s, each)
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case timed.Err() != nil || tooLong(err):
+		case tooLong(err):
 			return fmt.Errorf("%w: %w", ErrTimeout, err)
 		case !lost(err) || attempt >= r.o.RetryAttempts:
 			return err
 		}
-		if deadline, ok := timed.Deadline(); ok && time.Until(deadline) <= r.o.RetryDelay {
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= r.o.RetryDelay {
 			return err // the next attempt would begin too late
 		}
 		select {
@@ -53,12 +48,17 @@ func (r *Reader) read(ctx context.Context, s statement, restart func(), each fun
 	}
 }
 
-func (r *Reader) attempt(ctx context.Context, s statement, each func(pgx.Rows) error) error {
+func (r *Reader) attempt(ctx context.Context, m *reading, s statement, each func(pgx.Rows) error) error {
+	begun := time.Now()
 	conn, err := r.pool.Acquire(ctx)
+	acquired := time.Now()
+	m.acquire += acquired.Sub(begun)
+	r.o.Metrics.QueryAcquireSeconds.Observe(acquired.Sub(begun).Seconds())
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
+	defer func() { m.note(s, time.Since(acquired)) }()
 	if _, err := conn.Exec(ctx, fmt.Sprintf(begin, serverTimeout(ctx).Milliseconds()), pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("begin to read: %w", err)
 	}
@@ -74,7 +74,7 @@ func (r *Reader) attempt(ctx context.Context, s statement, each func(pgx.Rows) e
 	}
 	// A connection whose transaction couldn't be ended isn't used again: Release closes it.
 	_, ended := conn.Exec(ctx, `ROLLBACK`, pgx.QueryExecModeSimpleProtocol)
-	if err != nil {
+	if err != nil && !errors.Is(err, errEnough) {
 		return fmt.Errorf("read audit_log: %w", err)
 	}
 	if ended != nil {
@@ -82,6 +82,9 @@ func (r *Reader) attempt(ctx context.Context, s statement, each func(pgx.Rows) e
 	}
 	return nil
 }
+
+// errEnough ends a read whose further rows aren't wanted.
+var errEnough = errors.New("enough")
 
 // serverTimeout is how long the server may take for the statement: a little less than we wait, so that it is the server that gives up, and the connection remains.
 func serverTimeout(ctx context.Context) time.Duration {

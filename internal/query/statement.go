@@ -16,8 +16,9 @@ const columns = `id, timestamp, timestamp_text, ttl, principal_id, organization_
 
 // statement is SQL whose every value is a parameter, so that its text may be shown.
 type statement struct {
-	text string
-	args []any
+	text  string
+	args  []any
+	table string // a table partition that it reads, empty where none is known
 }
 
 // arg adds a value and returns what stands for it. The type is named since without prepared statements the server would have to guess.
@@ -27,9 +28,8 @@ func (s *statement) arg(value any, of string) string {
 }
 
 // where is the condition of a question within a window of its range. It begins with the range, by which table partitions are pruned, and the scope.
-func (s *statement) where(q question, from, to time.Time) string {
-	and := []string{"timestamp >= " + s.arg(from, "timestamptz"), "timestamp < " + s.arg(to, "timestamptz")}
-	and = append(and, s.within(q.scope)...)
+func (s *statement) where(q question, w window) string {
+	and := append(s.inside(w), s.within(q.scope)...)
 	for _, t := range q.filter.texts() {
 		if *t.value != "" {
 			and = append(and, t.column+" = "+s.arg(*t.value, "text"))
@@ -44,6 +44,12 @@ func (s *statement) where(q question, from, to time.Time) string {
 	return strings.Join(and, " AND ")
 }
 
+// inside is the condition of a window.
+func (s *statement) inside(w window) []string {
+	s.table = w.table
+	return []string{"timestamp >= " + s.arg(w.from, "timestamptz"), "timestamp < " + s.arg(w.to, "timestamptz")}
+}
+
 // within is the condition of a scope; there is none on everything.
 func (s *statement) within(scope Scope) []string {
 	if scope.all {
@@ -52,15 +58,14 @@ func (s *statement) within(scope Scope) []string {
 	return []string{"organization_id = ANY (" + s.arg(scope.organizations, "text[]") + ")"}
 }
 
-// pageStatement asks for the events of a window by key, at most so many, after a position where there is one. The position's own bound of the range is
-// the window's: a comparison of rows prunes no table partitions.
-func pageStatement(q question, from, to time.Time, after *position, limit int) statement {
+// pageStatement asks for the events of a window by key, at most so many, after a position where there is one, from which on the window is.
+func pageStatement(q question, w window, after *position, limit int) statement {
 	var s statement
 	beyond, direction := "<", "DESC"
 	if q.filter.Ascending {
 		beyond, direction = ">", "ASC"
 	}
-	where := s.where(q, from, to)
+	where := s.where(q, w)
 	if after != nil {
 		where += fmt.Sprintf(" AND (timestamp, id) %s (%s, %s)", beyond, s.arg(time.UnixMicro(after.at), "timestamptz"), s.arg(after.id, "bigint"))
 	}
@@ -69,17 +74,17 @@ func pageStatement(q question, from, to time.Time, after *position, limit int) s
 }
 
 // countStatement counts the events of a window, up to most.
-func countStatement(q question, from, to time.Time, most int64) statement {
+func countStatement(q question, w window, most int64) statement {
 	var s statement
-	where := s.where(q, from, to)
+	where := s.where(q, w)
 	s.text = fmt.Sprintf("SELECT count(*) FROM (SELECT FROM audit_log WHERE %s LIMIT %s) chosen", where, s.arg(most, "bigint"))
 	return s
 }
 
 // eventStatement asks for one event within a window.
-func eventStatement(scope Scope, id int64, from, to time.Time) statement {
+func eventStatement(scope Scope, id int64, w window) statement {
 	var s statement
-	and := append([]string{"id = " + s.arg(id, "bigint"), "timestamp >= " + s.arg(from, "timestamptz"), "timestamp < " + s.arg(to, "timestamptz")}, s.within(scope)...)
+	and := append(append(s.inside(w), "id = "+s.arg(id, "bigint")), s.within(scope)...)
 	s.text = fmt.Sprintf("SELECT %s FROM audit_log WHERE %s ORDER BY timestamp DESC LIMIT 1", columns, strings.Join(and, " AND "))
 	return s
 }
