@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,6 +16,8 @@ type Maintenance struct {
 	Schedule  Schedule
 	Retention Retention
 	Now       func() time.Time // this process's clock
+	// Changed is called when rows of audit_log may have gone or come back, before what follows takes its time; nil for nobody.
+	Changed func(context.Context)
 }
 
 // Round does once whatever is due by now, and returns what it did, in order: a [Step], [Action] or [Care] each. What one part of it can't do keeps
@@ -39,15 +42,19 @@ func (m Maintenance) Change(ctx context.Context, term Term) ([]fmt.Stringer, err
 	for _, part := range []struct {
 		name string
 		do   func() ([]fmt.Stringer, error)
+		rows bool // whether it removes some, or brings some back
 	}{
 		// Creation first: nothing that follows matters as much.
-		{"create partitions", func() ([]fmt.Stringer, error) { return strung(Ensure(ctx, m.DB, now, m.Schedule)) }},
-		{"make way for shorter partitions", func() ([]fmt.Stringer, error) { return m.makeWay(ctx, term, now) }},
-		{"retire partitions", func() ([]fmt.Stringer, error) { return strung(Retire(ctx, m.DB, term, now, m.Retention)) }},
-		{"remove expired rows", func() ([]fmt.Stringer, error) { return strung(Expire(ctx, m.DB, term, now, m.Retention)) }},
+		{"create partitions", func() ([]fmt.Stringer, error) { return strung(Ensure(ctx, m.DB, now, m.Schedule)) }, false},
+		{"make way for shorter partitions", func() ([]fmt.Stringer, error) { return m.makeWay(ctx, term, now) }, false},
+		{"retire partitions", func() ([]fmt.Stringer, error) { return strung(Retire(ctx, m.DB, term, now, m.Retention)) }, true},
+		{"remove expired rows", func() ([]fmt.Stringer, error) { return strung(Expire(ctx, m.DB, term, now, m.Retention)) }, true},
 	} {
 		did, err := part.do()
 		done = append(done, did...)
+		if part.rows && m.Changed != nil && (err != nil || slices.ContainsFunc(did, changesRows)) {
+			m.Changed(ctx) // also after an error, which may have come after a part of it was done
+		}
 		if err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", part.name, err))
 		}
@@ -56,6 +63,12 @@ func (m Maintenance) Change(ctx context.Context, term Term) ([]fmt.Stringer, err
 		}
 	}
 	return done, errors.Join(failed...)
+}
+
+// changesRows tells whether there are other rows in audit_log after something was done.
+func changesRows(did fmt.Stringer) bool {
+	action, ok := did.(Action)
+	return ok && !slices.Contains([]string{"verified", "refused", "waits"}, action.What)
 }
 
 // makeWay removes the empty future partitions that are longer than the interval, and creates what is missing then.

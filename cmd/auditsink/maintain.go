@@ -10,6 +10,7 @@ import (
 
 	"auditsink/config"
 	"auditsink/internal/postgres"
+	"auditsink/internal/query"
 	"auditsink/metrics"
 	"auditsink/partitions"
 )
@@ -19,14 +20,15 @@ const watchInterval = time.Minute
 
 // maintain takes part in the election of the leader, and maintains the table partitions whenever this worker leads, until ctx ends; then another
 // worker takes over at once. It also tells metrics and health about them. Nothing that happens to it ends the worker.
-func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, m *metrics.Metrics, log *zap.Logger) error {
+func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, cache *query.Cache, m *metrics.Metrics, log *zap.Logger) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		keepWatching(ctx, min(watchInterval, cfg.MaintenanceInterval), watch, log)
 	}()
 	defer func() { <-watched }()
-	maintainer := &maintainer{work: maintenance(cfg, pool), interval: cfg.MaintenanceInterval, watch: watch, metrics: m, log: log}
+	maintainer := &maintainer{work: maintenance(cfg, pool), interval: cfg.MaintenanceInterval, watch: watch, cache: cache, metrics: m, log: log}
+	maintainer.work.Changed = maintainer.invalidate
 	if err := lease(cfg, watch, m, log).Lead(ctx, pool.Pool, maintainer.lead); err != nil {
 		return fmt.Errorf("maintain the table partitions: %w", err)
 	}
@@ -71,6 +73,7 @@ type maintainer struct {
 	work     partitions.Maintenance
 	interval time.Duration
 	watch    *partitions.Watch
+	cache    *query.Cache
 	metrics  *metrics.Metrics
 	log      *zap.Logger
 }
@@ -78,6 +81,7 @@ type maintainer struct {
 // lead makes a round at once and then one every AUDITSINK_MAINTENANCE_INTERVAL, until ctx ends or the term does. A round that fails is made again at
 // its next time: partitions are there for months ahead.
 func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
+	w.invalidate(ctx) // the leader before may have ended between removing rows and telling so
 	tick := time.NewTicker(w.interval)
 	defer tick.Stop()
 	for {
@@ -95,6 +99,13 @@ func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
+	}
+}
+
+// invalidate makes what is cached of rows that may have gone a miss. Where Redis can't be told now, it is told as soon as it can be: see watchCache.
+func (w *maintainer) invalidate(ctx context.Context) {
+	if err := w.cache.Invalidate(ctx); err != nil {
+		w.log.Warn("rows may have been removed, and the cache of reads couldn't be told yet: trying again", zap.Error(err))
 	}
 }
 

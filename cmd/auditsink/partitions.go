@@ -89,7 +89,9 @@ func applyPartitions(cmd *cobra.Command, asJSON, retire bool) error {
 	var done []fmt.Stringer
 	lease := partitions.Lease{Duration: cfg.LeaderLease, Holder: operator()}
 	failed := lease.Seize(ctx, pool.Pool, func(ctx context.Context, term partitions.Term) (err error) {
-		done, err = maintenance(cfg, pool).Change(ctx, term)
+		work := maintenance(cfg, pool)
+		work.Changed = func(ctx context.Context) { invalidateCache(ctx, cmd, cfg, pool) }
+		done, err = work.Change(ctx, term)
 		return err
 	})
 	if ctx.Err() != nil {

@@ -132,7 +132,7 @@ It works until AUDITSINK_RETENTION_GRACE_DAYS after the partition was detached. 
 			if err := needReason(reason); err != nil {
 				return err
 			}
-			_, pool, err := openPartitions(cmd.Context())
+			cfg, pool, err := openPartitions(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -141,6 +141,7 @@ It works until AUDITSINK_RETENTION_GRACE_DAYS after the partition was detached. 
 			if err != nil {
 				return postgres.Explain(err)
 			}
+			invalidateCache(cmd.Context(), cmd, cfg, pool)
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), restored)
 			}

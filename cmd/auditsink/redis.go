@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"auditsink/config"
 )
@@ -18,10 +21,20 @@ func openRedis(cfg config.Config) (*redis.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the URL of Redis (AUDITSINK_REDIS_URL): %w", err)
 	}
+	silent()
 	o.ClientName = "auditsink"
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout, cfg.RedisTimeout
 	o.MaxRetries = -1
 	o.DialerRetries = 1
 	o.ContextTimeoutEnabled = true
+	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled} // a round trip for each connection, and for one vendor
 	return redis.NewClient(o), nil
 }
+
+// silent ends the client's own log, a line on standard error for each connection that can't be made: those who use the client tell what matters.
+var silent = sync.OnceFunc(func() { redis.SetLogger(silence{}) })
+
+type silence struct{}
+
+// Printf writes nothing.
+func (silence) Printf(context.Context, string, ...any) {}

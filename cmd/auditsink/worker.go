@@ -48,6 +48,16 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 		defer maintenance.Close()
 	}
 
+	redis, err := openRedis(cfg)
+	if err != nil {
+		return err
+	}
+	if redis != nil {
+		defer redis.Close() //nolint:errcheck // there is nothing to be saved
+	}
+	cache := openCache(cfg, redis, maintenance, m, log)
+	defer cache.Close()
+
 	watch := partitions.NewWatch(maintenance.Pool, m, schedule(cfg), retention(cfg))
 	group, life := errgroup.WithContext(life)
 	ctx, stop := context.WithCancel(ctx)
@@ -65,8 +75,8 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 			return err
 		}
 		// Until ctx ends, not life: maintenance is handed over at once, while the lanes drain.
-		group.Go(func() error { return maintain(ctx, cfg, maintenance, watch, m, log) })
-		group.Go(func() error { return observe(ctx) })
+		group.Go(func() error { return maintain(ctx, cfg, maintenance, watch, cache, m, log) })
+		group.Go(func() error { return observe(ctx, watchCache(cfg, cache, m)) })
 		return consume(ctx, cfg, log, ingest, maintenance, watch, m, state)
 	})
 	return group.Wait()

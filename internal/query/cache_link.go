@@ -26,7 +26,7 @@ const (
 )
 
 // errAway is the answer of a Redis that is left alone.
-var errAway = errors.New("Redis is left alone for a while, since it has failed")
+var errAway = errors.New("not asked: Redis has failed and is left alone for a while")
 
 // link is the way to Redis. It knows whether Redis can be reached and stores, and says so once when that changes.
 type link struct {
@@ -246,7 +246,7 @@ func (s server) token(generation string) token {
 // random is a generation that never was.
 func random() string {
 	id := make([]byte, len(token{}))
-	rand.Read(id) //nolint:errcheck // it never fails
+	rand.Read(id)
 	return string(id)
 }
 

@@ -54,19 +54,21 @@ func newCache(t *testing.T, client *redis.Client, change ...func(*query.CacheOpt
 
 // source answers with what it holds, and counts how often it was asked.
 type source struct {
-	answer atomic.Value
+	answer atomic.Pointer[string]
 	asked  atomic.Int32
 }
 
 func newSource(answer string) *source {
 	s := &source{}
-	s.answer.Store(answer)
+	s.answer.Store(&answer)
 	return s
 }
 
+func (s *source) says(answer string) { s.answer.Store(&answer) }
+
 func (s *source) load(context.Context) ([]byte, error) {
 	s.asked.Add(1)
-	return []byte(s.answer.Load().(string)), nil
+	return []byte(*s.answer.Load()), nil
 }
 
 var question = sha256.Sum256([]byte("question"))
@@ -90,7 +92,7 @@ func TestCache(t *testing.T) {
 	server := testkit.OwnRedis(t)
 	c, s := newCache(t, connect(t, server.URL(), redisTimeout)), newSource("first")
 	require.Equal(t, "first", c.settled(t, s))
-	s.answer.Store("second")
+	s.says("second")
 	require.Equal(t, "first", c.settled(t, s))
 	other, err := c.Do(t.Context(), sha256.Sum256([]byte("another")), time.Hour, s.load)
 	require.NoError(t, err)
