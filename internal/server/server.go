@@ -1,4 +1,4 @@
-// Package server answers HTTP: metrics, liveness, readiness and health.
+// Package server answers HTTP: metrics, liveness, readiness, health, and /v1: reads of events, the performance report, the level of the log.
 package server
 
 import (
@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
+	"auditsink/internal/query"
 	"auditsink/metrics"
 )
 
@@ -17,6 +21,7 @@ import (
 type Server struct {
 	http     *http.Server
 	listener net.Listener
+	tokens   *Tokens
 }
 
 // Options is what the server shows, and to whom.
@@ -29,6 +34,19 @@ type Options struct {
 	Ready func() error
 	// Health is asked how the whole system is.
 	Health func() metrics.Health
+
+	// Reader reads what is asked of /v1/events; nil answers 503.
+	Reader *query.Reader
+	// Exports is how many exports may be under way at once, 1 at least; more are answered 503.
+	Exports int
+	// Tokens tells who may use /v1; nil answers everything to this machine alone.
+	Tokens *Tokens
+	// Report makes what /v1/performance shows; nil answers 404.
+	Report func(context.Context) (any, error)
+	// Level is the level of the log, shown and changed at /v1/log-level; nil answers 404.
+	Level *zap.AtomicLevel
+	// Log is told of what fails, and of who exports or changes something; nil for nobody.
+	Log *zap.Logger
 }
 
 // Listen takes the address at once, so that one in use is an error at start and not later.
@@ -42,8 +60,13 @@ func Listen(ctx context.Context, o Options) (*Server, error) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, o.Ready()) })
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { answerHealth(w, o.Health()) })
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	(&api{Options: o, exports: make(chan struct{}, max(o.Exports, 1)), stall: stall}).register(mux)
 	return &Server{
 		listener: listener,
+		tokens:   o.Tokens,
 		http:     &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute},
 	}, nil
 }
@@ -93,6 +116,13 @@ func (s *Server) Serve(ctx context.Context) error {
 		stopped <- err
 	})
 	defer stop()
+	if s.tokens != nil {
+		watching, end := context.WithCancel(ctx)
+		var watch sync.WaitGroup
+		watch.Go(func() { s.tokens.Watch(watching) })
+		defer watch.Wait()
+		defer end()
+	}
 	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve HTTP: %w", err)
 	}
