@@ -128,7 +128,8 @@ func (d *dev) runOn(ctx context.Context, stack *devstack.Stack) (devResult, erro
 	cfg.PostgresURL = config.Secret(stack.PostgresURL())
 	cfg.HTTPAddr = d.http
 	cfg.ShutdownTimeout = 10 * time.Second // nobody waits for a trial that went wrong
-	log := consoleLogger(d.screen, zapcore.WarnLevel)
+	level := zap.NewAtomicLevelAt(zapcore.WarnLevel)
+	log := consoleLogger(d.screen, level)
 
 	if _, err := migrations.Apply(ctx, cfg.PostgresURL.Reveal()); err != nil {
 		return devResult{}, postgres.Explain(err)
@@ -163,7 +164,7 @@ func (d *dev) runOn(ctx context.Context, stack *devstack.Stack) (devResult, erro
 	defer stopWorker()
 	begin, stored := time.Now(), time.Time{}
 	group.Go(func() error {
-		err := runWorker(working, cfg, log, func(addr string) { d.say(stack, addr) })
+		err := runWorker(working, cfg, log, level, func(addr string) { d.say(stack, addr) })
 		if working.Err() == nil && err == nil {
 			err = errors.New("the worker has stopped by itself")
 		}
@@ -206,7 +207,7 @@ func (d *dev) say(stack *devstack.Stack, httpAddr string) {
 }
 
 // consoleLogger logs for people.
-func consoleLogger(w io.Writer, level zapcore.Level) *zap.Logger {
+func consoleLogger(w io.Writer, level zapcore.LevelEnabler) *zap.Logger {
 	enc := zap.NewDevelopmentEncoderConfig()
 	enc.EncodeTime = zapcore.TimeEncoderOfLayout(time.TimeOnly)
 	enc.CallerKey, enc.StacktraceKey = zapcore.OmitKey, zapcore.OmitKey

@@ -83,9 +83,9 @@ func (f *chosen) filter(ids []string) (sink.Filter, error) {
 // moment is a time given by a flag.
 type moment struct{ time.Time }
 
-// Set reads RFC 3339, or a duration back from now.
+// Set reads RFC 3339, or a duration back from now, with or without the word ago.
 func (m *moment) Set(text string) error {
-	if back, err := time.ParseDuration(text); err == nil && back >= 0 {
+	if back, err := time.ParseDuration(strings.TrimSuffix(text, " ago")); err == nil && back >= 0 {
 		m.Time = time.Now().Add(-back)
 		return nil
 	}

@@ -19,7 +19,7 @@ func newRunCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			log, err := newLogger(cfg)
+			log, level, err := newLogger(cfg)
 			if err != nil {
 				return err
 			}
@@ -27,30 +27,32 @@ func newRunCommand() *cobra.Command {
 			for _, stranger := range config.Strangers() {
 				log.Warn("unknown variable", zap.Stringer("problem", stranger))
 			}
-			return runWorker(cmd.Context(), cfg, log, func(addr string) {
+			return runWorker(cmd.Context(), cfg, log, level, func(addr string) {
 				log.Info("answering HTTP", zap.String("metrics", "http://"+addr+"/metrics"))
 			})
 		},
 	}
 }
 
-// newLogger logs to standard error as the settings say.
-func newLogger(cfg config.Config) (*zap.Logger, error) {
+// newLogger logs to standard error as the settings say, from the level on that it returns, which may be changed later. In a flood, of the messages of one second
+// that have the same text, the first hundred and each hundredth after that are logged.
+func newLogger(cfg config.Config) (*zap.Logger, zap.AtomicLevel, error) {
 	z := zap.NewProductionConfig()
 	if cfg.LogFormat == "console" {
+		sampling := z.Sampling
 		z = zap.NewDevelopmentConfig()
-		z.Development = false
+		z.Development, z.Sampling = false, sampling
 	}
 	level, err := zapcore.ParseLevel(cfg.LogLevel)
 	if err != nil {
-		return nil, fmt.Errorf("make the log: %w", err)
+		return nil, z.Level, fmt.Errorf("make the log: %w", err)
 	}
 	z.Level.SetLevel(level)
 	z.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	z.DisableStacktrace = true
 	log, err := z.Build()
 	if err != nil {
-		return nil, fmt.Errorf("make the log: %w", err)
+		return nil, z.Level, fmt.Errorf("make the log: %w", err)
 	}
-	return log, nil
+	return log, z.Level, nil
 }

@@ -26,8 +26,8 @@ import (
 )
 
 // runWorker runs one worker until ctx ends and it has shut down cleanly, or until something happens that it can't live with. ready is told the
-// HTTP address as soon as it is answering.
-func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready func(httpAddr string)) error {
+// HTTP address as soon as it is answering. level is the log's, which can be changed by HTTP.
+func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level zap.AtomicLevel, ready func(httpAddr string)) error {
 	// What the worker is built of outlives ctx until the consumer has shut down.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
@@ -35,7 +35,12 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, ready fu
 	m := metrics.New(version, event.Reasons())
 	state := &readiness{}
 	state.set("starting")
-	http, err := server.Listen(ctx, server.Options{Addr: cfg.HTTPAddr, Scrape: m.Handler(), Ready: state.ready, Health: m.Health})
+	reading, err := openReads(life, cfg, m, log)
+	if err != nil {
+		return err
+	}
+	defer reading.close()
+	http, err := server.Listen(ctx, reading.serve(server.Options{Addr: cfg.HTTPAddr, Scrape: m.Handler(), Ready: state.ready, Health: m.Health, Level: &level, Log: log}, cfg))
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 type Options struct {
 	// URL is a connection URL or a key=value string.
 	URL string
+	// Application names the sessions on the server where URL doesn't; empty for auditsink.
+	Application string
 	// SSLMode replaces the sslmode of URL where it isn't empty.
 	SSLMode string
 	// Prepared lets the client keep prepared statements on its connections. It is off behind a pooler
@@ -63,7 +66,7 @@ func parse(o Options) (*pgxpool.Config, error) {
 		return nil, fmt.Errorf("read the connection URL (AUDITSINK_POSTGRES_URL): %w", err)
 	}
 	if cfg.ConnConfig.RuntimeParams["application_name"] == "" {
-		cfg.ConnConfig.RuntimeParams["application_name"] = "auditsink"
+		cfg.ConnConfig.RuntimeParams["application_name"] = cmp.Or(o.Application, "auditsink")
 	}
 	// Without prepared statements times come as text, of which pgx reads no other style. Poolers know the parameter.
 	cfg.ConnConfig.RuntimeParams["datestyle"] = "ISO, YMD"

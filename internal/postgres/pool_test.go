@@ -207,10 +207,16 @@ func TestPrepared(t *testing.T) {
 }
 
 func TestSessionsAreNamed(t *testing.T) {
-	pool := open(t, postgres.Options{URL: testkit.Postgres(t, 15), MaxConns: 1})
-	var application string
-	require.NoError(t, pool.QueryRow(t.Context(), `SHOW application_name`).Scan(&application))
-	require.Equal(t, "auditsink", application)
+	for _, c := range []struct{ inURL, given, want string }{
+		{"", "", "auditsink"},
+		{"", "auditsink reads", "auditsink reads"},
+		{"&application_name=mine", "auditsink reads", "mine"},
+	} {
+		pool := open(t, postgres.Options{URL: testkit.Postgres(t, 15) + c.inURL, Application: c.given, MaxConns: 1})
+		var application string
+		require.NoError(t, pool.QueryRow(t.Context(), `SHOW application_name`).Scan(&application))
+		require.Equal(t, c.want, application)
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {
