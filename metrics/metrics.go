@@ -74,6 +74,8 @@ type Metrics struct {
 	Notifications *prometheus.CounterVec
 	// AlertActive is 1 for an alert that holds, by its name.
 	AlertActive *prometheus.GaugeVec
+	// FleetReplicas counts the replicas whose figures the leader finds in Redis. Every other worker tells 0, and so does a leader without Redis.
+	FleetReplicas prometheus.Gauge
 
 	health                 health
 	lagRecords, lagSeconds *prometheus.GaugeVec
@@ -143,6 +145,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		Optimizations:          counterBy("optimizations_total", "What was done by itself to stay fast.", "rule"),
 		Notifications:          counterBy("alert_notifications_total", "Alerts sent to the webhook.", "result"),
 		AlertActive:            prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "alert_active", Help: "1 for an alert that holds."}, []string{"alert"}),
+		FleetReplicas:          gauge("fleet_replicas", "Replicas whose figures are in Redis; 0 while this worker doesn't lead."),
 		lagRecords:             laneGauge("consumer_lag_records", "Records between the end of the log and the stored position."),
 		lagSeconds:             laneGauge("consumer_lag_seconds", "Age of the oldest record that is not stored yet."),
 	}
@@ -165,7 +168,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
 		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.PartitionsDropped, m.RowsExpired,
 		m.MaintenanceLastSuccess, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
-		m.QueryAcquireSeconds, m.QueryCacheRequests, m.Optimizations, m.Notifications, m.AlertActive, m.lagRecords, m.lagSeconds, build,
+		m.QueryAcquireSeconds, m.QueryCacheRequests, m.Optimizations, m.Notifications, m.AlertActive, m.FleetReplicas, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -71,7 +71,7 @@ type Survey struct {
 // Inspect looks at everything: some milliseconds for each partition. Whoever locks readers out of a partition holds it up for no longer than a minute;
 // where only what is to become of the partitions can't be told, the rest is, and [Survey].Problem says why.
 func Inspect(ctx context.Context, db *pgxpool.Pool, now time.Time, retention Retention) (Survey, error) {
-	s, err := glance(ctx, db, now)
+	s, err := Glance(ctx, db, now)
 	if err != nil {
 		return Survey{}, err
 	}
@@ -114,8 +114,8 @@ func (f Fate) gone() time.Time {
 	return f.Due
 }
 
-// glance looks at the catalog and our own small tables alone.
-func glance(ctx context.Context, db *pgxpool.Pool, now time.Time) (Survey, error) {
+// Glance looks at the catalog and our own small tables alone: the survey has no Stats, and tells who leads.
+func Glance(ctx context.Context, db *pgxpool.Pool, now time.Time) (Survey, error) {
 	s := Survey{Now: now}
 	err := pgx.BeginTxFunc(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
 		if s.Catalog, err = read(ctx, tx); err != nil {

@@ -73,7 +73,7 @@ func (w *Watch) StandDown() {
 }
 
 func (w *Watch) publish(ctx context.Context, now time.Time) error {
-	s, err := glance(ctx, w.db, now)
+	s, err := Glance(ctx, w.db, now)
 	if err == nil {
 		w.last = s
 	} else if w.last.Now.IsZero() {

@@ -81,7 +81,9 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level za
 		}
 		// Until ctx ends, not life: maintenance is handed over at once, while the lanes drain.
 		group.Go(func() error { return maintain(ctx, cfg, maintenance, watch, cache, m, log) })
-		group.Go(func() error { return observe(ctx, watchCache(cfg, cache, m)) })
+		group.Go(func() error {
+			return observe(ctx, watchCache(cfg, cache, m), reportFigures(cfg, redis, maintenance, http.Addr(), m, state, log))
+		})
 		return consume(ctx, cfg, log, ingest, maintenance, watch, m, state)
 	})
 	return group.Wait()
@@ -189,6 +191,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 		return err
 	}
 	state.follow(member.Ready)
+	state.member.Store(member)
 	log.Info("worker started", zap.String("group", cfg.KafkaGroup), zap.Strings("topics", cfg.KafkaTopics), zap.String("version", version))
 
 	done := make(chan error, 1)
@@ -253,7 +256,10 @@ func lateDays(cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, l
 }
 
 // readiness is what /readyz says. It is set while the worker starts, and the consumer's own word after that.
-type readiness struct{ check atomic.Pointer[func() error] }
+type readiness struct {
+	check  atomic.Pointer[func() error]
+	member atomic.Pointer[consumer.Consumer] // nil while the worker starts
+}
 
 func (r *readiness) set(why string) { r.follow(func() error { return errors.New(why) }) }
 

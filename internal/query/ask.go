@@ -49,8 +49,8 @@ func (r *Reader) Ask(ctx context.Context, scope Scope, q Question) (Answer, erro
 // streamBytes is how much of an export is held before it is written.
 const streamBytes = 32 << 10
 
-// errEnough ends an export at its limit.
-var errEnough = errors.New("enough")
+// errLimit ends an export at its limit.
+var errLimit = errors.New("the limit is reached")
 
 // Stream writes all events that a question chooses, oldest or newest first, in NDJSON or CSV, up to its limit where it has one. It returns how many it wrote,
 // also beside an error: then what was written is a part only.
@@ -78,11 +78,11 @@ func (r *Reader) Stream(ctx context.Context, scope Scope, q Question, w io.Write
 			}
 		}
 		if events+held == int64(q.Limit) {
-			return errEnough
+			return errLimit
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errEnough) {
+	if err != nil && !errors.Is(err, errLimit) {
 		return events, err
 	}
 	err = flush()
