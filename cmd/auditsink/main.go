@@ -72,7 +72,7 @@ func newRootCommand() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(newRunCommand(), newDevCommand(), newProduceCommand(), newInspectCommand(), newMigrateCommand(),
-		newPartitionsCommand(), newLanesCommand(), newQuarantineCommand(), newVerifyCommand(), newQueryCommand(), newConfigCommand(), newVersionCommand())
+		newPartitionsCommand(), newLanesCommand(), newQuarantineCommand(), newVerifyCommand(), newQueryCommand(), newStatusCommand(), newConfigCommand(), newVersionCommand())
 	for _, c := range allCommands(root) {
 		checkArgs(c)
 	}
