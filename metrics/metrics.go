@@ -53,10 +53,15 @@ type Metrics struct {
 	TableBytes, IndexBytes, PartitionsDetached prometheus.Gauge
 	// PartitionsDropped counts the partitions that this worker dropped as the leader, RowsExpired the rows that it removed one by one.
 	PartitionsDropped, RowsExpired prometheus.Counter
-	// MaintenanceLastSuccess is when this worker last did a round of maintenance without an error, in seconds since 1970; 0 if never.
+	// PartitionsAhead counts the whole intervals after the current one that have partitions, without a hole before them.
+	PartitionsAhead prometheus.Gauge
+	// MaintenanceLastSuccess is when a leader, whichever worker that was, last finished a round of maintenance without an error, in seconds since 1970; where none ever
+	// has, when this worker began.
 	MaintenanceLastSuccess prometheus.Gauge
 	// Leader is 1 while this worker does maintenance; LeaderSince is since when, in seconds since 1970, and 0 while it doesn't.
 	Leader, LeaderSince prometheus.Gauge
+	// KafkaConnectFailures counts the connects to brokers that failed.
+	KafkaConnectFailures prometheus.Counter
 	// PoolWaiting is how many wait for a connection of the pool, PoolFailures counts those who got none.
 	PoolWaiting  prometheus.Gauge
 	PoolFailures prometheus.Counter
@@ -82,9 +87,6 @@ type Metrics struct {
 }
 
 const namespace = "auditsink"
-
-// AlertPartitionsFuture is the alert that the partitions ahead of now run out in less than two intervals.
-const AlertPartitionsFuture = "partitions_future"
 
 // New makes the collectors and registers them with a registry of their own, beside those of the Go
 // runtime and the process. The counters by reason start at 0 for all the reasons given.
@@ -131,7 +133,9 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		PartitionsDetached:     gauge("partitions_detached", "Partitions detached and not dropped yet; 0 while this worker doesn't lead."),
 		PartitionsDropped:      counter("partitions_dropped_total", "Expired partitions dropped by this worker."),
 		RowsExpired:            counter("rows_expired_total", "Expired rows removed one by one by this worker."),
-		MaintenanceLastSuccess: gauge("maintenance_last_success_timestamp_seconds", "When this worker last did a round of maintenance without an error."),
+		MaintenanceLastSuccess: gauge("maintenance_last_success_timestamp_seconds", "When a leader last finished a round of maintenance without an error, by the database; this worker's start where none ever has."),
+		PartitionsAhead:        gauge("partitions_ahead", "Whole intervals after the current one that have partitions."),
+		KafkaConnectFailures:   counter("kafka_connect_failures_total", "Connects to brokers that failed."),
 		Leader:                 gauge("leader", "1 while this worker does maintenance."),
 		LeaderSince:            gauge("leader_since_timestamp_seconds", "Since when this worker does maintenance, 0 while it doesn't."),
 		PoolWaiting:            gauge("db_pool_waiting", "Waiting for a database connection of the pool now."),
@@ -151,7 +155,9 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	}
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "goversion"})
 	build.WithLabelValues(version, runtime.Version()).Set(1)
-	m.AlertActive.WithLabelValues(AlertPartitionsFuture) // there from the start: an alert that can't be seen isn't silent
+	for _, rule := range Rules() {
+		m.AlertActive.WithLabelValues(rule.Name) // there from the start: an alert that can't be seen isn't silent
+	}
 	for _, result := range []string{"hit", "miss", "shared", "error"} {
 		m.QueryCacheRequests.WithLabelValues(result)
 	}
@@ -167,7 +173,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
 		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.PartitionsDropped, m.RowsExpired,
-		m.MaintenanceLastSuccess, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
+		m.MaintenanceLastSuccess, m.PartitionsAhead, m.KafkaConnectFailures, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
 		m.QueryAcquireSeconds, m.QueryCacheRequests, m.Optimizations, m.Notifications, m.AlertActive, m.FleetReplicas, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
