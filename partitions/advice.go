@@ -17,6 +17,8 @@ import (
 const (
 	// alertIntervals is how many intervals the future must have, from now on, for the alert to be silent.
 	alertIntervals = 2
+	// mostAhead ends the count: a partition may have no upper bound.
+	mostAhead = 10_000
 	// A partition larger than either is hard to vacuum, index and restore in one piece.
 	oversizedBytes = 100 << 30
 	oversizedRows  = 100_000_000
@@ -44,11 +46,20 @@ func (a Advice) String() string { return a.Problem + ": " + a.Remedy }
 
 // RunsOut tells whether the future runs out in less than two intervals: fewer than two whole intervals after now's have partitions.
 func RunsOut(now time.Time, existing []Bounds, interval Interval) bool {
+	return Ahead(now, existing, interval) < alertIntervals
+}
+
+// Ahead counts the whole intervals after now's that have partitions, without a hole before them.
+func Ahead(now time.Time, existing []Bounds, interval Interval) int {
 	next := interval.start(now)
 	if next.Before(now) {
 		next = interval.add(next, 1)
 	}
-	return ReadyUntil(now, existing).Before(interval.add(next, alertIntervals))
+	ready, n := ReadyUntil(now, existing), 0
+	for n < mostAhead && !ready.Before(interval.add(next, n+1)) {
+		n++
+	}
+	return n
 }
 
 // Advise says what is wrong with the partitions, the worst first. Nothing is said of sizes, events and statistics where only the catalog was looked at.

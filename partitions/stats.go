@@ -47,6 +47,10 @@ type Leader struct {
 	Holder  string    `json:"holder"`
 	Since   time.Time `json:"since,omitzero"`
 	Expired float64   `json:"expired_seconds"` // how long nobody has held the lease; 0 while somebody does
+	// Maintained is when a leader last finished a round without an error; zero if none ever has.
+	Maintained time.Time `json:"maintained_at,omitzero"`
+
+	maintainedAgo float64 // seconds
 }
 
 // WayOut is a partition's way out as far as it has come: what audit_partition_event says.
@@ -135,15 +139,16 @@ func Glance(ctx context.Context, db *pgxpool.Pool, now time.Time) (Survey, error
 
 func leader(ctx context.Context, db querier) (Leader, error) {
 	rows, err := db.Query(ctx, `SELECT term, coalesce(holder, ''), acquired_at,
-		greatest(0, extract(epoch FROM clock_timestamp() - greatest(expires_at, renewed_at)))::float8 FROM audit_leader`)
+		greatest(0, extract(epoch FROM clock_timestamp() - greatest(expires_at, renewed_at)))::float8,
+		maintained_at, coalesce(extract(epoch FROM clock_timestamp() - maintained_at), 0)::float8 FROM audit_leader`)
 	if err != nil {
 		return Leader{}, fmt.Errorf("read the leader's lease: %w", err)
 	}
 	l, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (Leader, error) {
 		var l Leader
-		var since *time.Time
-		err := row.Scan(&l.Term, &l.Holder, &since, &l.Expired)
-		l.Since = utc(since)
+		var since, maintained *time.Time
+		err := row.Scan(&l.Term, &l.Holder, &since, &l.Expired, &maintained, &l.maintainedAgo)
+		l.Since, l.Maintained = utc(since), utc(maintained)
 		return l, err
 	})
 	if err != nil {

@@ -114,7 +114,7 @@ func TestInspectDoesNotWait(t *testing.T) {
 		require.ErrorContains(t, err, "55P03")
 		m := metrics.New("v1", []time.Duration{})
 		require.ErrorContains(t, NewWatch(pool, m, Schedule{Ahead: 6}, enforced).PublishStatistics(ctx, now), "55P03")
-		require.EqualValues(t, 1, gauge(t, m, `alert_active{alert="partitions_future"}`), "whatever the sizes are, the alert is told")
+		require.EqualValues(t, 1, gauge(t, m, "partitions_ahead"), "whatever the sizes are, what the alert judges is told")
 	})
 }
 
@@ -136,7 +136,13 @@ func TestWatch(t *testing.T) {
 		require.NoError(t, err)
 		m := metrics.New("v1", []time.Duration{})
 		w := NewWatch(pool, m, Schedule{Ahead: 6}, Retention{MinDays: 30})
-		alert := func() float64 { return gauge(t, m, `alert_active{alert="partitions_future"}`) }
+		alerts := metrics.NewAlerts(m, metrics.Rules())
+		alert := func() float64 {
+			sample, err := m.Sample(now)
+			require.NoError(t, err)
+			alerts.Judge(sample)
+			return gauge(t, m, `alert_active{alert="partitions_future"}`)
+		}
 		require.NoError(t, w.Publish(t.Context(), now))
 		require.Zero(t, alert())
 		require.EqualValues(t, 7, gauge(t, m, "table_partitions"))
@@ -187,6 +193,50 @@ func TestWatchBeforeTheFirstLook(t *testing.T) {
 	pool := open(t, testkit.Postgres(t, 15))
 	m := metrics.New("v1", []time.Duration{})
 	require.Error(t, NewWatch(pool, m, Schedule{Ahead: 6}, Retention{MinDays: 30}).Publish(t.Context(), now))
+	sample, err := m.Sample(now)
+	require.NoError(t, err)
+	metrics.NewAlerts(m, metrics.Rules()).Judge(sample)
 	require.Zero(t, gauge(t, m, `alert_active{alert="partitions_future"}`))
 	require.Empty(t, m.Health().Components)
+}
+
+// TestMaintained: what tells that maintenance is stale is a round on record, by the database's clock, seen by every worker.
+func TestMaintained(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db)
+		m := metrics.New("v1", []time.Duration{})
+		started := time.Now()
+		w := NewWatch(pool, m, Schedule{Ahead: 1}, Retention{MinDays: 30})
+		age := func() float64 {
+			require.NoError(t, w.Publish(t.Context(), time.Now()))
+			return float64(time.Now().UnixMilli())/1e3 - gauge(t, m, "maintenance_last_success_timestamp_seconds")
+		}
+		const soon = 60 // seconds: far more than it takes
+		require.InDelta(t, float64(started.Unix()), gauge(t, m, "maintenance_last_success_timestamp_seconds"), soon)
+		w.roundSeen = time.Now().Add(-time.Hour)
+		require.InDelta(t, 3600, age(), soon, "never maintained: since this worker began")
+
+		require.NoError(t, (&replica{}).lease(calm).Seize(t.Context(), pool, func(ctx context.Context, term Term) error {
+			require.NoError(t, term.Maintained(ctx, pool))
+			require.Less(t, age(), float64(soon))
+			require.ErrorIs(t, Term{Number: term.Number - 1, Holder: term.Holder}.Maintained(ctx, pool), ErrDeposed)
+			require.ErrorIs(t, Term{Number: term.Number, Holder: "another"}.Maintained(ctx, pool), ErrDeposed)
+			return nil
+		}))
+		require.Less(t, age(), float64(soon), "nor does it matter who leads now")
+		exec(t, pool, `UPDATE audit_leader SET maintained_at = clock_timestamp() - interval '2 hours'`)
+		require.InDelta(t, 7200, age(), soon)
+
+		// The database's clock was set back by two hours.
+		exec(t, pool, `UPDATE audit_leader SET maintained_at = clock_timestamp() + interval '2 hours'`)
+		require.Less(t, age(), float64(soon))
+		w.roundSeen = w.roundSeen.Add(-90 * time.Minute)
+		require.InDelta(t, 5400, age(), soon, "it is no younger than we have seen it unchanged")
+
+		// While the database is away it becomes older.
+		at := gauge(t, m, "maintenance_last_success_timestamp_seconds")
+		pool.Close()
+		require.Error(t, w.Publish(t.Context(), time.Now().Add(time.Hour)))
+		require.InDelta(t, at, gauge(t, m, "maintenance_last_success_timestamp_seconds"), 0)
+	})
 }

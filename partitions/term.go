@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // ErrDeposed means that another leader has taken over: what was under way is rolled back, or will be finished by that one.
@@ -32,6 +33,18 @@ func (t Term) confirm(ctx context.Context, tx pgx.Tx) error {
 // same, so it must be harmless to repeat.
 func (t Term) check(ctx context.Context, db querier) error {
 	return t.ask(ctx, db, `SELECT FROM audit_leader WHERE term = $1 AND holder = $2`)
+}
+
+// Maintained puts on record that a round of the leader ended without an error, or returns [ErrDeposed] where the term is over.
+func (t Term) Maintained(ctx context.Context, db *pgxpool.Pool) error {
+	tag, err := db.Exec(ctx, `UPDATE audit_leader SET maintained_at = clock_timestamp() WHERE term = $1 AND holder = $2`, t.Number, t.Holder)
+	switch {
+	case err != nil:
+		return fmt.Errorf("put the round of maintenance on record: %w", err)
+	case tag.RowsAffected() == 0:
+		return ErrDeposed
+	}
+	return nil
 }
 
 func (t Term) ask(ctx context.Context, db querier, sql string) error {

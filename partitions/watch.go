@@ -27,14 +27,19 @@ type Watch struct {
 	schedule  Schedule
 	retention Retention
 
-	mu     sync.Mutex // guards what follows, and keeps an older look from being told after a newer one
-	last   Survey     // the latest look at the catalog; its Now is zero before the first
-	latest Survey     // the latest look at everything, while this worker leads; its StatsAt is zero otherwise
+	mu    sync.Mutex // guards what follows, and keeps an older look from being told after a newer one
+	last  Survey     // the latest look at the catalog; its Now is zero before the first
+	round time.Time  // when a leader last finished a round without an error, by the database's clock; zero if none ever has
+	// roundSeen is when we first saw that, or when this worker began.
+	roundSeen time.Time
+	latest    Survey // the latest look at everything, while this worker leads; its StatsAt is zero otherwise
 }
 
-// NewWatch makes a watch that has told nothing yet.
+// NewWatch makes a watch that has told nothing yet but that maintenance is as good as done now: whatever the database says later, this worker can't have missed it
+// for longer.
 func NewWatch(db *pgxpool.Pool, m *metrics.Metrics, schedule Schedule, retention Retention) *Watch {
-	return &Watch{db: db, metrics: m, schedule: schedule, retention: retention}
+	m.MaintenanceLastSuccess.SetToCurrentTime()
+	return &Watch{db: db, metrics: m, schedule: schedule, retention: retention, roundSeen: time.Now()}
 }
 
 // Publish looks at the catalog alone, which is cheap, and tells how things are. Where it can't be looked at, the last look is judged anew: the future
@@ -85,11 +90,10 @@ func (w *Watch) publish(ctx context.Context, now time.Time) error {
 	ready := ReadyUntil(now, s.Catalog.Partitions)
 	w.metrics.TablePartitions.Set(float64(len(s.Catalog.Partitions)))
 	w.metrics.PartitionsReadyUntil.Set(float64(ready.Unix()))
-	alert := 0.0
-	if RunsOut(now, s.Catalog.Partitions, w.schedule.Interval) {
-		alert = 1
+	w.metrics.PartitionsAhead.Set(float64(Ahead(now, s.Catalog.Partitions, w.schedule.Interval)))
+	if err == nil { // otherwise it stays where it was, and becomes older
+		w.maintained(s.Leader, now)
 	}
-	w.metrics.AlertActive.WithLabelValues(metrics.AlertPartitionsFuture).Set(alert)
 	w.sizes()
 
 	c := health(s, w.schedule, w.retention.Enforce)
@@ -99,6 +103,19 @@ func (w *Watch) publish(ctx context.Context, now time.Time) error {
 	}
 	w.metrics.Report(component, c)
 	return err
+}
+
+// maintained publishes when a leader last finished a round, in our time: how long ago that was the database's clock says, which also set it, so that it doesn't matter
+// by how much the two differ. Where that clock was set back, it would be young for ever: so it is no younger than we have seen it unchanged, by our monotonic clock.
+func (w *Watch) maintained(l Leader, now time.Time) {
+	if !l.Maintained.Equal(w.round) {
+		w.round, w.roundSeen = l.Maintained, time.Now()
+	}
+	age := time.Since(w.roundSeen)
+	if !l.Maintained.IsZero() {
+		age = max(age, time.Duration(l.maintainedAgo*float64(time.Second)))
+	}
+	w.metrics.MaintenanceLastSuccess.Set(float64(now.Add(-age).UnixMilli()) / 1e3)
 }
 
 // sizes tells those of the latest look at everything; 0 where this worker doesn't lead.

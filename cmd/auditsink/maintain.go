@@ -116,7 +116,7 @@ func (w *maintainer) round(ctx context.Context, term partitions.Term) error {
 		w.tell(did)
 	}
 	if err == nil {
-		w.metrics.MaintenanceLastSuccess.SetToCurrentTime()
+		err = term.Maintained(ctx, w.work.DB)
 	}
 	if told := w.watch.PublishStatistics(ctx, time.Now()); told != nil {
 		err = errors.Join(err, fmt.Errorf("look at the table partitions: %w", told))
