@@ -121,7 +121,11 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, c caller, err error) 
 
 // explain makes a problem of the error of a read.
 func explain(err error) *problem {
-	switch query.FailureOf(err) {
+	failure := query.FailureOf(err)
+	if errors.Is(err, errUnwritable) {
+		failure = query.Unexplained
+	}
+	switch failure {
 	case query.Invalid:
 		var invalid *query.InvalidError
 		p := newProblem(http.StatusBadRequest, err.Error())

@@ -12,6 +12,9 @@ func (t *Tokens) SetClock(now func() time.Time) {
 	t.now = now
 }
 
+// ListenImpatiently is Listen with another bound on how long a client may take to read a part of an answer.
+var ListenImpatiently = listen
+
 // Local is what admits without tokens.
 func Local(r *http.Request) error { return local(r) }
 

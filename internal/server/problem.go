@@ -2,6 +2,8 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -45,11 +47,14 @@ func (p *problem) write(w http.ResponseWriter) error {
 	return writeJSON(w, "application/problem+json", p.Status, p)
 }
 
+// errUnwritable is a value that has no form in JSON.
+var errUnwritable = errors.New("an answer can't be written as JSON")
+
 // writeJSON answers with a value in JSON.
 func writeJSON(w http.ResponseWriter, mediaType string, status int, v any) error {
 	body, err := marshal(v)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUnwritable, err)
 	}
 	w.Header().Set("Content-Type", mediaType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))

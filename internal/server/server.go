@@ -50,7 +50,9 @@ type Options struct {
 }
 
 // Listen takes the address at once, so that one in use is an error at start and not later.
-func Listen(ctx context.Context, o Options) (*Server, error) {
+func Listen(ctx context.Context, o Options) (*Server, error) { return listen(ctx, o, stall) }
+
+func listen(ctx context.Context, o Options, stall time.Duration) (*Server, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", o.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen for HTTP (AUDITSINK_HTTP_ADDR): %w", err)

@@ -11,13 +11,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"auditsink/internal/server"
 	"auditsink/metrics"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // get asks for a page and returns status and body.
 func get(t *testing.T, s *server.Server, method, path string) (int, string) {
