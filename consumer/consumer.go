@@ -92,3 +92,36 @@ func (c *Consumer) Abandon() { c.member.Load().stop() }
 
 // Ready is nil while the worker takes in events, else it says why it doesn't.
 func (c *Consumer) Ready() error { return c.member.Load().ready() }
+
+// Status is how the worker stands with Kafka.
+type Status struct {
+	// Joined says that the group has given an assignment, if only an empty one.
+	Joined bool
+	// BrokersSeen is when a broker answered last; zero if none has yet.
+	BrokersSeen time.Time
+	// Lanes counts the lanes owned, Waiting those of them that wait for their claim, and Halted those that stand still until an operator acts.
+	Lanes, Waiting, Halted int
+	// Problem is what [Consumer.Ready] says.
+	Problem error
+}
+
+// Status is how it stands now.
+func (c *Consumer) Status() Status {
+	m := c.member.Load()
+	m.mu.Lock()
+	s := Status{Joined: m.joined, BrokersSeen: m.brokersSeen, Lanes: len(m.lanes)}
+	m.mu.Unlock()
+	for _, l := range m.ownLanes() {
+		l.mu.Lock()
+		switch l.phase {
+		case waiting:
+			s.Waiting++
+		case halted:
+			s.Halted++
+		case running, draining:
+		}
+		l.mu.Unlock()
+	}
+	s.Problem = m.ready()
+	return s
+}

@@ -13,6 +13,8 @@ type Notice struct {
 	Since time.Time
 	// At is when that was judged.
 	At time.Time
+	// Left says that it is resolved only in that the worker stops, of which it was.
+	Left bool
 }
 
 // Alerts judges by rules. It is for one goroutine.
@@ -74,7 +76,7 @@ func (a *Alerts) Leave(now time.Time) []Notice {
 	var all []Notice
 	for _, st := range a.states {
 		if st.told && !st.rule.Everywhere {
-			all = append(all, Notice{Rule: st.rule, Value: st.value, Since: st.raised, At: now})
+			all = append(all, Notice{Rule: st.rule, Value: st.value, Since: st.raised, At: now, Left: true})
 			st.told = false
 		}
 	}

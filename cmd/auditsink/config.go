@@ -57,6 +57,9 @@ func checkConfig(out io.Writer, asJSON bool) error {
 	if _, err := openTokens(cfg, zap.NewNop()); err != nil {
 		return err
 	}
+	if _, err := alertRules(cfg); err != nil {
+		return err
+	}
 	if asJSON {
 		values := map[string]string{}
 		for _, s := range cfg.Settings() {

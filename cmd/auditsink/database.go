@@ -66,7 +66,9 @@ func openChecked(ctx context.Context, url func(config.Config) config.Secret) (co
 // its own is set for the latter.
 func workerPools(ctx context.Context, cfg config.Config, m *metrics.Metrics) (ingest, maintenance *postgres.Pool, err error) {
 	o := poolOptions(cfg, cfg.PostgresURL)
-	o.Acquired = func(seconds float64) { m.PoolAcquireSeconds.Observe(seconds) }
+	o.Acquired = m.PoolAcquireSeconds.Observe
+	o.Waiting = func(by int) { m.PoolWaiting.Add(float64(by)) }
+	o.Failed = m.PoolFailures.Inc
 	if ingest, err = postgres.Open(ctx, o); err != nil {
 		return nil, nil, err
 	}

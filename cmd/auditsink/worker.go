@@ -35,6 +35,11 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level za
 	m := metrics.New(version, event.Reasons())
 	state := &readiness{}
 	state.set("starting")
+	health := newHealthWatch(m, state)
+	alerts, err := newAlerting(cfg, m, log)
+	if err != nil {
+		return err
+	}
 	reading, err := openReads(life, cfg, m, log)
 	if err != nil {
 		return err
@@ -63,16 +68,19 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level za
 	cache := openCache(cfg, redis, maintenance, m, log)
 	defer cache.Close()
 
+	health.watch("ingest", "AUDITSINK_POOL_MAX_CONNS", ingest)
+	health.watch("reads", "AUDITSINK_QUERY_MAX_CONNS", reading.pool)
 	watch := partitions.NewWatch(maintenance.Pool, m, schedule(cfg), retention(cfg))
 	group, life := errgroup.WithContext(life)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	context.AfterFunc(life, stop) // what ends one part ends all
 	group.Go(func() error { return http.Serve(life) })
+	group.Go(func() error { return observe(ctx, alerts.run, health.run) }) // from the first: what keeps it from starting is worth an alert
 	ready(http.Addr())
 	group.Go(func() error {
 		defer end()
-		err := prepare(ctx, cfg, log, ingest, maintenance, watch, state)
+		err := prepare(ctx, cfg, log, ingest, maintenance, watch, m, state)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil // told to stop before it began
@@ -90,7 +98,7 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level za
 }
 
 // prepare waits for Postgres and the brokers, and checks that schema, table partitions and topics are there.
-func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, watch *partitions.Watch, state *readiness) error {
+func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, watch *partitions.Watch, m *metrics.Metrics, state *readiness) error {
 	state.set("waiting for Postgres")
 	if err := awaitDatabase(ctx, cfg, ingest, log); err != nil {
 		return err
@@ -110,7 +118,7 @@ func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 		log.Warn("metrics and health of the table partitions come later", zap.Error(postgres.Explain(err)))
 	}
 	state.set("waiting for Kafka")
-	return awaitTopics(ctx, cfg, log)
+	return awaitTopics(ctx, cfg, m, log)
 }
 
 // ensurePartitions creates the table partitions that are missing, and waits without end for a server that is away. What is in the way of one that is for
@@ -143,8 +151,8 @@ func ensurePartitions(ctx context.Context, cfg config.Config, pool *postgres.Poo
 }
 
 // awaitTopics waits without end for a broker to answer, and then requires the topics.
-func awaitTopics(ctx context.Context, cfg config.Config, log *zap.Logger) error {
-	opts, err := kafka.Options(cfg, log)
+func awaitTopics(ctx context.Context, cfg config.Config, m *metrics.Metrics, log *zap.Logger) error {
+	opts, err := kafkaOptions(cfg, m, log)
 	if err != nil {
 		return err
 	}
@@ -175,9 +183,15 @@ func awaitTopics(ctx context.Context, cfg config.Config, log *zap.Logger) error 
 	}
 }
 
+// kafkaOptions are those of a client whose failed connects are counted.
+func kafkaOptions(cfg config.Config, m *metrics.Metrics, log *zap.Logger) ([]kgo.Opt, error) {
+	opts, err := kafka.Options(cfg, log)
+	return append(opts, kafka.OnConnectFailure(m.KafkaConnectFailures.Inc)), err
+}
+
 // consume runs the group member until ctx ends, and bounds how long it takes to stop after that.
 func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, maintenance *postgres.Pool, watch *partitions.Watch, m *metrics.Metrics, state *readiness) error {
-	opts, err := kafka.Options(cfg, log)
+	opts, err := kafkaOptions(cfg, m, log)
 	if err != nil {
 		return err
 	}

@@ -3,10 +3,13 @@
 package kafka
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"os"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/sasl"
@@ -107,5 +110,18 @@ func saslMechanism(cfg config.Config) (sasl.Mechanism, error) {
 			Variable: config.Prefix + "KAFKA_SASL_MECHANISM", Value: cfg.KafkaSASLMechanism,
 			Cause: "is not a mechanism we know", Remedy: "Set PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
 		}}}
+	}
+}
+
+// OnConnectFailure has each connect to a broker that fails told.
+func OnConnectFailure(tell func()) kgo.Opt { return kgo.WithHooks(connectHook(tell)) }
+
+// connectHook is told of connects.
+type connectHook func()
+
+// OnBrokerConnect implements kgo.HookBrokerConnect.
+func (tell connectHook) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		tell()
 	}
 }

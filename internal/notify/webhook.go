@@ -108,6 +108,9 @@ func (o Options) payload(n metrics.Notice) payload {
 	if n.Firing {
 		p.Status = "firing"
 	}
+	if n.Left {
+		p.Summary += " (resolved in that the worker stops)"
+	}
 	if !n.Rule.Everywhere {
 		p.Key += "/" + o.Worker
 	}

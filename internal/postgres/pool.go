@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -35,6 +36,10 @@ type Options struct {
 	AcquireTimeout time.Duration
 	// Acquired is told how many seconds each acquire took, successful or not; nil for nobody.
 	Acquired func(seconds float64)
+	// Waiting is told by how much the number of those who wait for a connection has changed; nil for nobody.
+	Waiting func(by int)
+	// Failed is told of each acquire that got no connection, unless it was given up by its caller; nil for nobody.
+	Failed func()
 }
 
 // ErrAcquireTimeout is wrapped by [Pool.Acquire] where all connections are taken and none came free in time.
@@ -43,8 +48,60 @@ var ErrAcquireTimeout = errors.New("no connection came free within the acquire t
 // Pool is a pgxpool.Pool whose Acquire is bounded in time. It is safe for concurrent use.
 type Pool struct {
 	*pgxpool.Pool
-	acquireTimeout time.Duration
-	acquired       func(seconds float64)
+	o    Options
+	uses uses
+}
+
+// State is how a pool is.
+type State struct {
+	// Total counts the connections, of which Active are in use, Idle are not, and the rest are being made; Max is how many there may be.
+	Total, Active, Idle, Max int32
+	// Waiting is how many wait for a connection.
+	Waiting int
+	// Acquires and Failures count since the start: those who asked for a connection, and those of them who got none.
+	Acquires, Failures uint64
+	// MeanAcquire is for how long the last of them waited, on average: each counts a fiftieth of it.
+	MeanAcquire time.Duration
+}
+
+// uses is what acquires have told.
+type uses struct {
+	mu                 sync.Mutex // guards what follows
+	waiting            int
+	acquires, failures uint64
+	mean               float64 // seconds
+}
+
+// meanOver is over how many acquires the rolling average goes.
+const meanOver = 50
+
+func (u *uses) begin() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.waiting++
+}
+
+func (u *uses) end(seconds float64, failed bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.waiting--
+	u.acquires++
+	if failed {
+		u.failures++
+	}
+	u.mean += (seconds - u.mean) / float64(min(u.acquires, meanOver))
+}
+
+// State is how the pool is now.
+func (p *Pool) State() State {
+	stat := p.Stat()
+	p.uses.mu.Lock()
+	defer p.uses.mu.Unlock()
+	return State{
+		Total: stat.TotalConns(), Active: stat.AcquiredConns(), Idle: stat.IdleConns(), Max: stat.MaxConns(),
+		Waiting: p.uses.waiting, Acquires: p.uses.acquires, Failures: p.uses.failures,
+		MeanAcquire: time.Duration(p.uses.mean * float64(time.Second)),
+	}
 }
 
 // Open makes the pool without waiting for the server: see [Wait].
@@ -57,7 +114,8 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a connection pool: %w", err)
 	}
-	return &Pool{Pool: pool, acquireTimeout: o.AcquireTimeout, acquired: o.Acquired}, nil
+	o.URL = "" // it holds a password, and is needed no more
+	return &Pool{Pool: pool, o: o}, nil
 }
 
 func parse(o Options) (*pgxpool.Config, error) {
@@ -111,24 +169,59 @@ func WithSSLMode(conn, mode string) string {
 func (p *Pool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	begin := time.Now()
 	bounded, cancel := ctx, context.CancelFunc(func() {})
-	if p.acquireTimeout > 0 {
-		bounded, cancel = context.WithTimeoutCause(ctx, p.acquireTimeout, ErrAcquireTimeout)
+	if p.o.AcquireTimeout > 0 {
+		bounded, cancel = context.WithTimeoutCause(ctx, p.o.AcquireTimeout, ErrAcquireTimeout)
 	}
 	defer cancel()
+	p.begin()
 	conn, err := p.Pool.Acquire(bounded)
-	if p.acquired != nil {
-		p.acquired(time.Since(begin).Seconds())
-	}
+	p.end(time.Since(begin).Seconds(), err != nil && !errors.Is(ctx.Err(), context.Canceled))
 	if err == nil {
 		return conn, nil
 	}
 	if ctx.Err() == nil && errors.Is(context.Cause(bounded), ErrAcquireTimeout) {
 		if p.Stat().AcquiredConns() < p.Stat().MaxConns() { // not busy: a new one was not made in time
-			return nil, fmt.Errorf("connect to the database within the acquire timeout (%s): %w", p.acquireTimeout, err)
+			return nil, fmt.Errorf("connect to the database within the acquire timeout (%s): %w", p.o.AcquireTimeout, err)
 		}
-		return nil, fmt.Errorf("%w (%s): %w", ErrAcquireTimeout, p.acquireTimeout, err)
+		return nil, fmt.Errorf("%w (%s): %w", ErrAcquireTimeout, p.o.AcquireTimeout, err)
 	}
 	return nil, fmt.Errorf("take a database connection: %w", err)
+}
+
+func (p *Pool) begin() {
+	p.uses.begin()
+	if p.o.Waiting != nil {
+		p.o.Waiting(1)
+	}
+}
+
+func (p *Pool) end(seconds float64, failed bool) {
+	p.uses.end(seconds, failed)
+	if p.o.Waiting != nil {
+		p.o.Waiting(-1)
+	}
+	if p.o.Acquired != nil {
+		p.o.Acquired(seconds)
+	}
+	if failed && p.o.Failed != nil {
+		p.o.Failed()
+	}
+}
+
+// Check asks the server for a 1, within a deadline that the wait for a connection is part of.
+func (p *Pool) Check(ctx context.Context, deadline time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	conn, err := p.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	one := 0
+	if err := conn.QueryRow(ctx, `SELECT 1`).Scan(&one); err != nil {
+		return fmt.Errorf("ask the database for a 1: %w", err)
+	}
+	return nil
 }
 
 // Wait returns once the server answers a query. While an error is transient it calls waiting and tries again after
