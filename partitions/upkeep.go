@@ -29,6 +29,9 @@ const (
 	upkeepThrottle = `SET LOCAL vacuum_cost_delay = 2; SET LOCAL vacuum_cost_limit = 200`
 )
 
+// throughPooler is why a VACUUM is left: one that isn't throttled would be in the way of ingest.
+const throughPooler = "the connection goes through a pooler, where it can't be throttled: set AUDITSINK_POSTGRES_MAINTENANCE_URL to the server's own address"
+
 // settings are what create_audit_log_partition() gives a partition: see there. One that came otherwise (restored, attached by hand) may lack them.
 var settings = []string{
 	"autovacuum_vacuum_insert_threshold=100000", "autovacuum_vacuum_insert_scale_factor=0.1", "autovacuum_analyze_scale_factor=0.05", "autovacuum_freeze_min_age=0",
@@ -63,16 +66,11 @@ func Upkeep(ctx context.Context, db *pgxpool.Pool, term Term, now time.Time) ([]
 	if err != nil || len(due) == 0 {
 		return nil, err
 	}
-	conn, err := db.Acquire(ctx)
+	u, err := beginUpkeep(ctx, db, term)
 	if err != nil {
-		return nil, fmt.Errorf("take a connection: %w", err)
+		return nil, err
 	}
-	// VACUUM can't run in a transaction, so its settings are the session's, which therefore isn't given back.
-	u := &upkeep{session: conn.Hijack(), term: term}
-	defer u.session.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing depends on how it ends
-	if err := u.prepare(ctx); err != nil {
-		return nil, fmt.Errorf("prepare the session: %w", err)
-	}
+	defer u.end(ctx)
 	var done []Care
 	var failed []error
 	for begun := time.Now(); len(due) > 0 && time.Since(begun) < upkeepBegins; due = due[1:] {
@@ -147,6 +145,24 @@ type upkeep struct {
 	only    bool // ANALYZE knows ONLY (Postgres 18)
 }
 
+// beginUpkeep takes a connection for it. VACUUM can't run in a transaction, so its settings are the session's, which therefore isn't given back.
+func beginUpkeep(ctx context.Context, db *pgxpool.Pool, term Term) (*upkeep, error) {
+	conn, err := db.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("take a connection: %w", err)
+	}
+	u := &upkeep{session: conn.Hijack(), term: term}
+	if err := u.prepare(ctx); err != nil {
+		u.end(ctx)
+		return nil, fmt.Errorf("prepare the session: %w", err)
+	}
+	return u, nil
+}
+
+func (u *upkeep) end(ctx context.Context) {
+	_ = u.session.Close(context.WithoutCancel(ctx)) // nothing depends on how it ends
+}
+
 // prepare makes the session's statements slow and impatient. A pooler in transaction mode would give the settings to one session and VACUUM to another;
 // that there is one is told by the server's process, which isn't the one that we were greeted by.
 func (u *upkeep) prepare(ctx context.Context) error {
@@ -207,7 +223,7 @@ func (u *upkeep) analyze(ctx context.Context, d *due, lasts, sql string) error {
 // begins nothing, and what it had begun by then its successor does again.
 func (u *upkeep) statement(ctx context.Context, d *due, lasts, sql string) error {
 	if u.pooled {
-		d.Left = "the connection goes through a pooler, where it can't be throttled: set AUDITSINK_POSTGRES_MAINTENANCE_URL to the server's own address"
+		d.Left = throughPooler
 		return nil
 	}
 	begun := time.Now()
@@ -221,13 +237,7 @@ func (u *upkeep) statement(ctx context.Context, d *due, lasts, sql string) error
 			SELECT $1, $2, $3, $4, $5, 'verified' WHERE NOT EXISTS (SELECT FROM again)`)
 	})
 	if err == nil {
-		if _, err = u.session.Exec(ctx, `SET statement_timeout = '`+lasts+`'`); err != nil {
-			return err
-		}
-		_, err = u.session.Exec(ctx, sql)
-		if _, reset := u.session.Exec(ctx, `SET statement_timeout = 0`); reset != nil {
-			return errors.Join(err, reset)
-		}
+		err = u.bounded(ctx, lasts, sql)
 	}
 	if err == nil && d.Kind == "vacuum" {
 		err = u.frozen(ctx, d)
@@ -242,6 +252,16 @@ func (u *upkeep) statement(ctx context.Context, d *due, lasts, sql string) error
 				detail = jsonb_build_object('seconds', $6::float8)
 			WHERE partition_name = $1 AND kind = $2 AND state = 'verified' AND `+sinceCreated, time.Since(begun).Seconds())
 	})
+}
+
+// bounded runs one statement outside of a transaction.
+func (u *upkeep) bounded(ctx context.Context, lasts, sql string) error {
+	if _, err := u.session.Exec(ctx, `SET statement_timeout = '`+lasts+`'`); err != nil {
+		return err
+	}
+	_, err := u.session.Exec(ctx, sql)
+	_, reset := u.session.Exec(ctx, `SET statement_timeout = 0`)
+	return errors.Join(err, reset)
 }
 
 // frozen looks whether VACUUM left anything: it skips a table that isn't ours with a mere warning, and rows that an old transaction may still need.
