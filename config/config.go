@@ -77,6 +77,8 @@ type Config struct {
 	CacheEntryBytes Size          `envconfig:"CACHE_ENTRY_BYTES" default:"1MiB" min:"1" max:"64MiB" desc:"Largest answer that is cached"`
 
 	ReportInterval  time.Duration `envconfig:"REPORT_INTERVAL" default:"5m" min:"1s" max:"24h" desc:"Time between two performance reports"`
+	DatabaseMemory  Size          `envconfig:"DATABASE_MEMORY" default:"0" min:"0" desc:"Memory of the database's machine, which advice on the server's settings depends on; 0 for this machine's where the database runs on it, otherwise unknown"`
+	DatabaseCores   int           `envconfig:"DATABASE_CORES" default:"0" min:"0" max:"4096" desc:"Cores of the database's machine; 0 as with the memory"`
 	OptimizeCache   bool          `envconfig:"OPTIMIZE_CACHE" default:"true" desc:"Clear the cache of queries, and leave it alone for a while, when it doesn't pay"`
 	OptimizeAnalyze bool          `envconfig:"OPTIMIZE_ANALYZE" default:"true" desc:"As the leader, ANALYZE partitions whose statistics are stale"`
 	OptimizeVacuum  bool          `envconfig:"OPTIMIZE_VACUUM" default:"true" desc:"As the leader, VACUUM partitions with many dead rows"`

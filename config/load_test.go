@@ -35,7 +35,7 @@ func TestLoadReadsEverything(t *testing.T) {
 		"AUDITSINK_RETENTION_MIN_DAYS": "40", "AUDITSINK_RETENTION_GRACE_DAYS": "3", "AUDITSINK_LEADER_LEASE": "5s", "AUDITSINK_MAINTENANCE_INTERVAL": "1m",
 		"AUDITSINK_REDIS_URL": "rediss://u:p@r:6379/1", "AUDITSINK_REDIS_TIMEOUT": "40ms", "AUDITSINK_TOKENS_FILE": "tokens", "AUDITSINK_TOKEN_FILE": file(t, "token\n"),
 		"AUDITSINK_QUERY_MAX_CONNS": "7", "AUDITSINK_QUERY_TIMEOUT": "4s", "AUDITSINK_SLOW_QUERY": "2s", "AUDITSINK_CACHE_TTL": "0",
-		"AUDITSINK_CACHE_ENTRY_BYTES": "1KiB", "AUDITSINK_REPORT_INTERVAL": "1m", "AUDITSINK_OPTIMIZE_CACHE": "false", "AUDITSINK_OPTIMIZE_ANALYZE": "false",
+		"AUDITSINK_CACHE_ENTRY_BYTES": "1KiB", "AUDITSINK_REPORT_INTERVAL": "1m", "AUDITSINK_DATABASE_MEMORY": "16GiB", "AUDITSINK_DATABASE_CORES": "8", "AUDITSINK_OPTIMIZE_CACHE": "false", "AUDITSINK_OPTIMIZE_ANALYZE": "false",
 		"AUDITSINK_OPTIMIZE_VACUUM": "false", "AUDITSINK_ALERT_INTERVAL": "1s", "AUDITSINK_ALERT_RULES_FILE": "rules.yaml",
 		"AUDITSINK_ALERT_WEBHOOK_URL": "https://hooks/x", "AUDITSINK_ALERT_WEBHOOK_KEY": "hook",
 		"AUDITSINK_EVENT_MAX_BYTES": "1KiB", "AUDITSINK_EVENT_SIGNATURE_KEY": "key",
@@ -55,7 +55,7 @@ func TestLoadReadsEverything(t *testing.T) {
 		PartitionInterval: "day", PartitionAhead: 12, RetentionEnforce: true, RetentionMinDays: 40, RetentionGraceDays: 3,
 		LeaderLease: 5 * time.Second, MaintenanceInterval: time.Minute,
 		RedisURL: "rediss://u:p@r:6379/1", RedisTimeout: 40 * time.Millisecond, TokensFile: "tokens", Token: "token", QueryMaxConns: 7,
-		QueryTimeout: 4 * time.Second, SlowQuery: 2 * time.Second, CacheEntryBytes: 1024, ReportInterval: time.Minute,
+		QueryTimeout: 4 * time.Second, SlowQuery: 2 * time.Second, CacheEntryBytes: 1024, ReportInterval: time.Minute, DatabaseMemory: 16 << 30, DatabaseCores: 8,
 		AlertInterval: time.Second, AlertRulesFile: "rules.yaml", AlertWebhookURL: "https://hooks/x", AlertWebhookKey: "hook", EventMaxBytes: 1024, EventSignatureKey: "key", RetentionHorizonDays: 30,
 		HTTPAddr: ":0", ShutdownTimeout: 5 * time.Second, LogLevel: "debug", LogFormat: "console",
 	}, cfg)

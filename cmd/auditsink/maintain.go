@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"auditsink/config"
+	"auditsink/internal/performance"
 	"auditsink/internal/postgres"
 	"auditsink/internal/query"
 	"auditsink/metrics"
@@ -20,14 +21,14 @@ const watchInterval = time.Minute
 
 // maintain takes part in the election of the leader, and maintains the table partitions whenever this worker leads, until ctx ends; then another
 // worker takes over at once. It also tells metrics and health about them. Nothing that happens to it ends the worker.
-func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, cache *query.Cache, m *metrics.Metrics, log *zap.Logger) error {
+func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, cache *query.Cache, optimizer *performance.Optimizer, m *metrics.Metrics, log *zap.Logger) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		keepWatching(ctx, min(watchInterval, cfg.MaintenanceInterval), watch, log)
 	}()
 	defer func() { <-watched }()
-	maintainer := &maintainer{work: maintenance(cfg, pool), interval: cfg.MaintenanceInterval, watch: watch, cache: cache, metrics: m, log: log}
+	maintainer := &maintainer{work: maintenance(cfg, pool), interval: cfg.MaintenanceInterval, watch: watch, cache: cache, optimizer: optimizer, metrics: m, log: log}
 	maintainer.work.Changed = maintainer.invalidate
 	if err := lease(cfg, watch, m, log).Lead(ctx, pool.Pool, maintainer.lead); err != nil {
 		return fmt.Errorf("maintain the table partitions: %w", err)
@@ -70,12 +71,13 @@ func lease(cfg config.Config, watch *partitions.Watch, m *metrics.Metrics, log *
 
 // maintainer is the work of the leader.
 type maintainer struct {
-	work     partitions.Maintenance
-	interval time.Duration
-	watch    *partitions.Watch
-	cache    *query.Cache
-	metrics  *metrics.Metrics
-	log      *zap.Logger
+	work      partitions.Maintenance
+	interval  time.Duration
+	watch     *partitions.Watch
+	cache     *query.Cache
+	optimizer *performance.Optimizer
+	metrics   *metrics.Metrics
+	log       *zap.Logger
 }
 
 // lead makes a round at once and then one every AUDITSINK_MAINTENANCE_INTERVAL, until ctx ends or the term does. A round that fails is made again at
@@ -120,6 +122,12 @@ func (w *maintainer) round(ctx context.Context, term partitions.Term) error {
 	}
 	if told := w.watch.PublishStatistics(ctx, time.Now()); told != nil {
 		err = errors.Join(err, fmt.Errorf("look at the table partitions: %w", told))
+	}
+	if errors.Is(err, partitions.ErrDeposed) || ctx.Err() != nil {
+		return err
+	}
+	if slow := w.optimizer.Round(ctx, term); slow != nil {
+		err = errors.Join(err, fmt.Errorf("keep the table partitions fast: %w", slow))
 	}
 	return err
 }

@@ -146,7 +146,7 @@ func (q *asking) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer pool.Close()
-	reader := newReader(cfg, pool, metrics.New(version, event.Reasons()), zap.NewNop())
+	reader := newReader(cfg, pool, nil, metrics.New(version, event.Reasons()), zap.NewNop())
 	if single {
 		err = q.one(cmd.Context(), cmd.OutOrStdout(), reader, scope, at)
 	} else {

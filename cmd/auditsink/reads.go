@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"auditsink/config"
@@ -16,12 +17,14 @@ import (
 // reads is what a worker answers /v1 with.
 type reads struct {
 	pool   *postgres.Pool
+	cache  *query.Cache
+	clear  func(context.Context) error // makes all that is cached misses, nil where nothing is
 	reader *query.Reader
 	tokens *server.Tokens // nil without a file of them
 }
 
 // openReads makes a pool for reads alone, so that ingest never waits for one, and reads the file of the tokens. It doesn't wait for the database.
-func openReads(ctx context.Context, cfg config.Config, m *metrics.Metrics, log *zap.Logger) (*reads, error) {
+func openReads(ctx context.Context, cfg config.Config, client *redis.Client, m *metrics.Metrics, log *zap.Logger) (*reads, error) {
 	tokens, err := openTokens(cfg, log)
 	if err != nil {
 		return nil, err
@@ -38,14 +41,22 @@ func openReads(ctx context.Context, cfg config.Config, m *metrics.Metrics, log *
 		s := pool.Stat()
 		return metrics.PoolState{Idle: s.IdleConns(), Acquired: s.AcquiredConns(), Constructing: s.ConstructingConns(), Max: s.MaxConns()}
 	})
-	return &reads{pool: pool, reader: newReader(cfg, pool, m, log), tokens: tokens}, nil
+	r := &reads{pool: pool, cache: openCache(cfg, client, pool, m, log), tokens: tokens}
+	if client != nil && cfg.CacheTTL > 0 {
+		r.clear = r.cache.Clear
+	}
+	r.reader = newReader(cfg, pool, r.cache, m, log)
+	return r, nil
 }
 
 // close ends the pool once nobody reads any more.
-func (r *reads) close() { r.pool.Close() }
+func (r *reads) close() {
+	r.cache.Close()
+	r.pool.Close()
+}
 
-// newReader makes a reader by the settings.
-func newReader(cfg config.Config, pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) *query.Reader {
+// newReader makes a reader by the settings. cache may be nil.
+func newReader(cfg config.Config, pool *postgres.Pool, _ *query.Cache, m *metrics.Metrics, log *zap.Logger) *query.Reader {
 	return query.New(pool, query.Options{
 		Metrics: m, Log: log, Slow: cfg.SlowQuery, Timeout: cfg.QueryTimeout, RetryAttempts: cfg.PoolRetryAttempts, RetryDelay: cfg.PoolRetryDelay,
 	})

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/zap"
@@ -17,6 +18,7 @@ import (
 	"auditsink/consumer"
 	"auditsink/internal/event"
 	"auditsink/internal/kafka"
+	"auditsink/internal/performance"
 	"auditsink/internal/postgres"
 	"auditsink/internal/server"
 	"auditsink/metrics"
@@ -26,61 +28,26 @@ import (
 )
 
 // runWorker runs one worker until ctx ends and it has shut down cleanly, or until something happens that it can't live with. ready is told the
-// HTTP address as soon as it is answering. level is the log's, which can be changed by HTTP.
+// HTTP address as soon as it is answering.
 func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level zap.AtomicLevel, ready func(httpAddr string)) error {
 	// What the worker is built of outlives ctx until the consumer has shut down.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-
-	m := metrics.New(version, event.Reasons())
-	state := &readiness{}
-	state.set("starting")
-	health := newHealthWatch(m, state)
-	alerts, err := newAlerting(cfg, m, log)
+	w, err := openWorker(life, cfg, log, level)
+	defer w.close()
 	if err != nil {
 		return err
 	}
-	reading, err := openReads(life, cfg, m, log)
-	if err != nil {
-		return err
-	}
-	defer reading.close()
-	http, err := server.Listen(ctx, reading.serve(server.Options{Addr: cfg.HTTPAddr, Scrape: m.Handler(), Ready: state.ready, Health: m.Health, Level: &level, Log: log}, cfg))
-	if err != nil {
-		return err
-	}
-	ingest, maintenance, err := workerPools(life, cfg, m)
-	if err != nil {
-		return err
-	}
-	defer ingest.Close()
-	if maintenance != ingest {
-		defer maintenance.Close()
-	}
-
-	redis, err := openRedis(cfg)
-	if err != nil {
-		return err
-	}
-	if redis != nil {
-		defer redis.Close() //nolint:errcheck // there is nothing to be saved
-	}
-	cache := openCache(cfg, redis, maintenance, m, log)
-	defer cache.Close()
-
-	health.watch("ingest", "AUDITSINK_POOL_MAX_CONNS", ingest)
-	health.watch("reads", "AUDITSINK_QUERY_MAX_CONNS", reading.pool)
-	watch := partitions.NewWatch(maintenance.Pool, m, schedule(cfg), retention(cfg))
 	group, life := errgroup.WithContext(life)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	context.AfterFunc(life, stop) // what ends one part ends all
-	group.Go(func() error { return http.Serve(life) })
-	group.Go(func() error { return observe(ctx, alerts.run, health.run) }) // from the first: what keeps it from starting is worth an alert
-	ready(http.Addr())
+	group.Go(func() error { return w.http.Serve(life) })
+	group.Go(func() error { return observe(ctx, w.alerts.run, w.health.run) }) // from the first: what keeps it from starting is worth an alert
+	ready(w.http.Addr())
 	group.Go(func() error {
 		defer end()
-		err := prepare(ctx, cfg, log, ingest, maintenance, watch, m, state)
+		err := prepare(ctx, cfg, log, w.ingest, w.maintenance, w.watch, w.metrics, w.state)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil // told to stop before it began
@@ -88,13 +55,77 @@ func runWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level za
 			return err
 		}
 		// Until ctx ends, not life: maintenance is handed over at once, while the lanes drain.
-		group.Go(func() error { return maintain(ctx, cfg, maintenance, watch, cache, m, log) })
 		group.Go(func() error {
-			return observe(ctx, watchCache(cfg, cache, m), reportFigures(cfg, redis, maintenance, http.Addr(), m, state, log))
+			return maintain(ctx, cfg, w.maintenance, w.watch, w.reads.cache, w.optimizer, w.metrics, log)
 		})
-		return consume(ctx, cfg, log, ingest, maintenance, watch, m, state)
+		group.Go(func() error {
+			return observe(ctx, watchCache(cfg, w.reads.cache, w.metrics), w.reports.Run,
+				reportFigures(cfg, w.redis, w.maintenance, w.http.Addr(), w.metrics, w.state, log))
+		})
+		return consume(ctx, cfg, log, w.ingest, w.maintenance, w.watch, w.metrics, w.state)
 	})
 	return group.Wait()
+}
+
+// worker is what a worker is built of. Nothing of it waits for a server to be there.
+type worker struct {
+	metrics             *metrics.Metrics
+	state               *readiness
+	health              *healthWatch
+	alerts              *alerting
+	redis               *redis.Client // nil without
+	ingest, maintenance *postgres.Pool
+	reads               *reads
+	watch               *partitions.Watch
+	optimizer           *performance.Optimizer
+	reports             *performance.Collector
+	http                *server.Server
+}
+
+// openWorker makes all parts. Beside an error there are those made until then, to be closed.
+func openWorker(ctx context.Context, cfg config.Config, log *zap.Logger, level zap.AtomicLevel) (*worker, error) {
+	m, state := metrics.New(version, event.Reasons()), &readiness{}
+	state.set("starting")
+	w := &worker{metrics: m, state: state, health: newHealthWatch(m, state)}
+	var err error
+	if w.alerts, err = newAlerting(cfg, m, log); err != nil {
+		return w, err
+	}
+	if w.redis, err = openRedis(cfg); err != nil {
+		return w, err
+	}
+	if w.ingest, w.maintenance, err = workerPools(ctx, cfg, m); err != nil {
+		return w, err
+	}
+	if w.reads, err = openReads(ctx, cfg, w.redis, m, log); err != nil {
+		return w, err
+	}
+	w.health.watch("ingest", "AUDITSINK_POOL_MAX_CONNS", w.ingest)
+	w.health.watch("reads", "AUDITSINK_QUERY_MAX_CONNS", w.reads.pool)
+	w.watch = partitions.NewWatch(w.maintenance.Pool, m, schedule(cfg), retention(cfg))
+	w.optimizer = newOptimizer(cfg, w.maintenance, w.reads.clear, m, log)
+	w.reports = newReports(cfg, w.ingest, w.optimizer, m, log)
+	w.http, err = server.Listen(ctx, w.reads.serve(server.Options{
+		Addr: cfg.HTTPAddr, Scrape: m.Handler(), Ready: state.ready, Health: m.Health, Level: &level, Log: log,
+		Report: func(ctx context.Context) (any, error) { return w.reports.Report(ctx) },
+	}, cfg))
+	return w, err
+}
+
+// close ends what was made: the cache before the client that it uses.
+func (w *worker) close() {
+	if w.reads != nil {
+		w.reads.close()
+	}
+	if w.redis != nil {
+		w.redis.Close() //nolint:errcheck,gosec // there is nothing to be saved
+	}
+	if w.maintenance != w.ingest {
+		w.maintenance.Close()
+	}
+	if w.ingest != nil {
+		w.ingest.Close()
+	}
 }
 
 // prepare waits for Postgres and the brokers, and checks that schema, table partitions and topics are there.

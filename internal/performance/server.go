@@ -88,7 +88,7 @@ func countActivity(ctx context.Context, tx pgx.Tx, now time.Time) (*activityCoun
 		SELECT d.xact_commit, d.xact_rollback, d.temp_files, d.temp_bytes, d.deadlocks, pg_database_size(d.datid), coalesce(d.stats_reset, w.stats_reset),
 		       a.clients, a.others
 		FROM pg_stat_database d, pg_stat_wal w, (
-			SELECT count(*) AS clients, count(*) FILTER (WHERE application_name IS DISTINCT FROM 'auditsink') AS others
+			SELECT count(*) AS clients, count(*) FILTER (WHERE coalesce(application_name, '') NOT LIKE 'auditsink%') AS others
 			FROM pg_stat_activity WHERE datid IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend') a
 		WHERE d.datname = current_database()`).
 		Scan(&c.Commits, &c.Rollbacks, &c.TempFiles, &c.TempBytes, &c.Deadlocks, &c.Bytes, &reset, &c.Connections, &c.Others)
