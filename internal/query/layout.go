@@ -12,11 +12,9 @@ import (
 // layoutAge is how long the bounds of the table partitions are taken for what they were. Answers don't depend on them: windows leave nothing out.
 const layoutAge = time.Minute
 
-// A window holds fewestPartitions at first, twice as many each time, and mostPartitions in the end.
-const (
-	fewestPartitions = 4
-	mostPartitions   = 32
-)
+// manyPartitions is how many table partitions one statement or one transaction may look into. It locks each of them with all of its indexes; thousands are more than the
+// server's table of locks holds.
+const manyPartitions = 32
 
 // beginning and end are where time begins and ends for us.
 var (
@@ -35,8 +33,10 @@ type partition struct {
 	from, to time.Time
 }
 
-// window is a part of a range that one statement asks for. A statement plans for each table partition in its range, and locks it with all of its indexes; for thousands of
-// them that takes longer than the answer, and more than the server's table of locks holds. And what is sorted rather than read in order is sorted for a window alone.
+// window is a part of a range that one statement asks for.
+//
+// Events are asked for by table partition. One statement for all would be planned as if what is looked for were spread evenly over the range: for what is in one month alone it
+// would go through the others by time, and throw all away.
 type window struct {
 	from, to time.Time
 	table    string // a table partition of it, empty where there is none
@@ -54,8 +54,8 @@ func (w window) after(p *position, ascending bool) window {
 	return w
 }
 
-// windows cuts a range into windows in the order in which they are read. Whatever the layout, they cover the range, and don't overlap.
-func (l *layout) windows(from, to time.Time, ascending bool) []window {
+// windows cuts a range into windows of so many table partitions, in the order in which they are read. Whatever the layout, they cover the range, and don't overlap.
+func (l *layout) windows(from, to time.Time, ascending bool, size int) []window {
 	var within []partition
 	for _, p := range l.partitions {
 		if p.from.Before(to) && p.to.After(from) {
@@ -67,7 +67,7 @@ func (l *layout) windows(from, to time.Time, ascending bool) []window {
 	}
 	var all []window
 	w := window{from: from, to: to}
-	for size := fewestPartitions; len(within) > size; size = min(2*size, mostPartitions) {
+	for ; len(within) > size; within = within[size:] {
 		w.table = within[0].table
 		if last := within[size-1]; ascending {
 			w.to = last.to
@@ -78,7 +78,6 @@ func (l *layout) windows(from, to time.Time, ascending bool) []window {
 			all = append(all, w)
 			w.from, w.to = from, last.from
 		}
-		within = within[size:]
 	}
 	if len(within) > 0 {
 		w.table = within[0].table
@@ -92,9 +91,9 @@ func (r *Reader) layoutNow(ctx context.Context) (*layout, error) {
 		return l, nil
 	}
 	l := &layout{at: time.Now()}
-	s := statement{text: `SELECT relid::regclass::text, lower_bound, upper_bound FROM audit_log_partition_bounds() WHERE NOT is_default`}
-	err := r.watched(ctx, "partitions", func(ctx context.Context, m *reading) error {
-		return r.read(ctx, m, s, func() { l.partitions = nil }, func(rows pgx.Rows) error {
+	list := statement{text: `SELECT relid::regclass::text, lower_bound, upper_bound FROM audit_log_partition_bounds() WHERE NOT is_default`}
+	err := r.watched(ctx, "partitions", func(ctx context.Context, s *session) error {
+		return s.read(ctx, list, func() { l.partitions = nil }, func(rows pgx.Rows) error {
 			p := partition{from: beginning, to: end}
 			var lower, upper *time.Time
 			if err := rows.Scan(&p.table, &lower, &upper); err != nil {
@@ -107,7 +106,7 @@ func (r *Reader) layoutNow(ctx context.Context) (*layout, error) {
 				p.to = *upper
 			}
 			l.partitions = append(l.partitions, p)
-			m.rows++
+			s.rows++
 			return nil
 		})
 	})

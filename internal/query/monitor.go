@@ -12,7 +12,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// reading is a named query under way.
+// reading is what a named query has taken so far.
 type reading struct {
 	acquire    time.Duration // the wait for connections
 	rows       int64
@@ -24,25 +24,26 @@ type reading struct {
 }
 
 // watched runs a named query within the timeout, and counts what it took. It is logged where it was slow, failed or not.
-func (r *Reader) watched(ctx context.Context, name string, do func(context.Context, *reading) error) error {
+func (r *Reader) watched(ctx context.Context, name string, do func(context.Context, *session) error) error {
 	timed, cancel := ctx, context.CancelFunc(func() {})
 	if r.o.Timeout > 0 {
 		timed, cancel = context.WithTimeoutCause(ctx, r.o.Timeout, ErrTimeout)
 	}
 	defer cancel()
-	var m reading
+	s := session{r: r}
 	begun := time.Now()
-	err := do(timed, &m)
+	err := do(timed, &s)
+	s.end(timed)
 	took := time.Since(begun)
 
 	r.o.Metrics.QuerySeconds.WithLabelValues(name).Observe(took.Seconds())
-	r.o.Metrics.QueryRows.WithLabelValues(name).Add(float64(m.rows))
+	r.o.Metrics.QueryRows.WithLabelValues(name).Add(float64(s.rows))
 	if err != nil && ctx.Err() == nil { // not for the caller's own end
 		r.o.Metrics.QueryFailures.WithLabelValues(name).Inc()
 	}
 	if took >= r.o.Slow && r.o.Slow > 0 {
 		r.o.Metrics.SlowQueries.WithLabelValues(name).Inc()
-		r.tellSlow(name, took, m, err)
+		r.tellSlow(name, took, s.reading, err)
 	}
 	return err
 }

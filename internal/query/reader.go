@@ -69,12 +69,12 @@ func (r *Reader) Events(ctx context.Context, scope Scope, f Filter, limit int, a
 		return Page{Events: []Event{}}, nil
 	}
 	c := chunk{limit: limit, events: []Event{}}
-	err = r.watched(ctx, "events", func(ctx context.Context, m *reading) error {
+	err = r.watched(ctx, "events", func(ctx context.Context, s *session) error {
 		windows, err := r.windows(ctx, q, p)
 		for i := 0; i < len(windows) && err == nil && c.next == nil; i++ {
-			err = r.fill(ctx, m, &c, q, windows[i], p)
+			err = s.fill(ctx, &c, q, windows[i], p)
 		}
-		m.rows = int64(len(c.events))
+		s.rows = int64(len(c.events))
 		return err
 	})
 	if err != nil {
@@ -103,9 +103,9 @@ func (r *Reader) Export(ctx context.Context, scope Scope, f Filter, found func(E
 		for c := (chunk{}); ; {
 			after := c.next
 			c = chunk{limit: limit, last: after}
-			err := r.watched(ctx, "export", func(ctx context.Context, m *reading) error {
-				err := r.fill(ctx, m, &c, q, w, after)
-				m.rows = int64(len(c.events))
+			err := r.watched(ctx, "export", func(ctx context.Context, s *session) error {
+				err := s.fill(ctx, &c, q, w, after)
+				s.rows = int64(len(c.events))
 				return err
 			})
 			if err != nil {
@@ -139,10 +139,10 @@ type chunk struct {
 }
 
 // fill reads events of a window into a chunk until it is full.
-func (r *Reader) fill(ctx context.Context, m *reading, c *chunk, q question, w window, after *position) error {
+func (s *session) fill(ctx context.Context, c *chunk, q question, w window, after *position) error {
 	before := *c
-	s := pageStatement(q, w.after(after, q.filter.Ascending), after, c.limit-len(c.events)+1)
-	return r.read(ctx, m, s, func() { *c = before }, c.take)
+	statement := pageStatement(q, w.after(after, q.filter.Ascending), after, c.limit-len(c.events)+1)
+	return s.read(ctx, statement, func() { *c = before }, c.take)
 }
 
 // take reads a row.
@@ -180,7 +180,7 @@ func (r *Reader) windows(ctx context.Context, q question, after *position) ([]wi
 		return nil, err
 	}
 	rest := window{from: q.filter.From, to: q.filter.To}.after(after, q.filter.Ascending)
-	return l.windows(rest.from, rest.to, q.filter.Ascending), nil
+	return l.windows(rest.from, rest.to, q.filter.Ascending, 1), nil
 }
 
 // Count counts events, up to most (1 to [MaxCount]): where there are more, the count is most and isn't exact.
@@ -196,13 +196,13 @@ func (r *Reader) Count(ctx context.Context, scope Scope, f Filter, most int64) (
 		return Count{Exact: true}, nil
 	}
 	var count int64
-	err = r.watched(ctx, "count", func(ctx context.Context, m *reading) error {
+	err = r.watched(ctx, "count", func(ctx context.Context, s *session) error {
 		windows, err := r.windows(ctx, q, nil)
 		for i := 0; i < len(windows) && err == nil && count <= most; i++ {
 			var counted int64
-			err = r.read(ctx, m, countStatement(q, windows[i], most-count+1), func() {}, func(rows pgx.Rows) error { return rows.Scan(&counted) })
+			err = s.read(ctx, countStatement(q, windows[i], most-count+1), func() {}, func(rows pgx.Rows) error { return rows.Scan(&counted) })
 			count += counted
-			m.rows++
+			s.rows++
 		}
 		return err
 	})
@@ -228,16 +228,16 @@ func (r *Reader) Event(ctx context.Context, scope Scope, id int64, at time.Time)
 		return Event{}, ErrNotFound
 	}
 	c := chunk{limit: 1}
-	err := r.watched(ctx, "event", func(ctx context.Context, m *reading) error {
+	err := r.watched(ctx, "event", func(ctx context.Context, s *session) error {
 		l, err := r.layoutNow(ctx)
 		if err != nil {
 			return err
 		}
-		windows := l.windows(from, to, false)
+		windows := l.windows(from, to, false, manyPartitions)
 		for i := 0; i < len(windows) && err == nil && len(c.events) == 0; i++ {
-			err = r.read(ctx, m, eventStatement(scope, id, windows[i]), func() { c.events = nil }, c.take)
+			err = s.read(ctx, eventStatement(scope, id, windows[i]), func() { c.events = nil }, c.take)
 		}
-		m.rows = int64(len(c.events))
+		s.rows = int64(len(c.events))
 		return err
 	})
 	switch {
