@@ -51,14 +51,15 @@ func openReads(ctx context.Context, cfg config.Config, client *redis.Client, m *
 
 // close ends the pool once nobody reads any more.
 func (r *reads) close() {
+	r.reader.Close()
 	r.cache.Close()
 	r.pool.Close()
 }
 
 // newReader makes a reader by the settings. cache may be nil.
-func newReader(cfg config.Config, pool *postgres.Pool, _ *query.Cache, m *metrics.Metrics, log *zap.Logger) *query.Reader {
+func newReader(cfg config.Config, pool *postgres.Pool, cache *query.Cache, m *metrics.Metrics, log *zap.Logger) *query.Reader {
 	return query.New(pool, query.Options{
-		Metrics: m, Log: log, Slow: cfg.SlowQuery, Timeout: cfg.QueryTimeout, RetryAttempts: cfg.PoolRetryAttempts, RetryDelay: cfg.PoolRetryDelay,
+		Metrics: m, Log: log, Cache: cache, Slow: cfg.SlowQuery, Timeout: cfg.QueryTimeout, RetryAttempts: cfg.PoolRetryAttempts, RetryDelay: cfg.PoolRetryDelay,
 	})
 }
 

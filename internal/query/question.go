@@ -134,6 +134,7 @@ func (q question) appendTo(b []byte) []byte {
 	for _, t := range q.filter.texts() {
 		b = appendText(b, *t.value)
 	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(q.scope.organizations))) //nolint:gosec // few
 	for _, name := range q.scope.organizations {
 		b = appendText(b, name)
 	}

@@ -18,6 +18,8 @@ type Options struct {
 	// Metrics counts what is read, and Log tells of slow queries.
 	Metrics *metrics.Metrics
 	Log     *zap.Logger
+	// Cache keeps pages, counts and single events; nil for none.
+	Cache *Cache
 	// Slow is the duration from which a query is logged; 0 logs none.
 	Slow time.Duration
 	// Timeout bounds each question, and each chunk of an export: the wait for a connection, all attempts and all statements together. 0 leaves it to the caller's context.
@@ -27,7 +29,7 @@ type Options struct {
 	RetryDelay    time.Duration
 }
 
-// Reader reads events. It is safe for concurrent use.
+// Reader reads events. It is safe for concurrent use. Pages, counts and single events come from the cache where it has them, unless the context says [Fresh].
 //
 // What it returns is an [InvalidError] for a question that can't be answered, [ErrNotFound], [ErrTimeout], the cause of the context's end, or an error of the database.
 type Reader struct {
@@ -68,11 +70,20 @@ func (r *Reader) Events(ctx context.Context, scope Scope, f Filter, limit int, a
 	if q.scope.empty() {
 		return Page{Events: []Event{}}, nil
 	}
+	numbers := []int64{int64(limit), 0, 0, 0}
+	if p != nil {
+		numbers = []int64{int64(limit), 1, p.at, p.id}
+	}
+	return cached(ctx, r, key(keyEvents, q, numbers...), q.filter.From, q.filter.To, func(ctx context.Context) (Page, error) { return r.page(ctx, q, p, limit) })
+}
+
+// page reads a page.
+func (r *Reader) page(ctx context.Context, q question, after *position, limit int) (Page, error) {
 	c := chunk{limit: limit, events: []Event{}}
-	err = r.watched(ctx, "events", func(ctx context.Context, s *session) error {
-		windows, err := r.windows(ctx, q, p)
+	err := r.watched(ctx, "events", func(ctx context.Context, s *session) error {
+		windows, err := r.windows(ctx, q, after)
 		for i := 0; i < len(windows) && err == nil && c.next == nil; i++ {
-			err = s.fill(ctx, &c, q, windows[i], p)
+			err = s.fill(ctx, &c, q, windows[i], after)
 		}
 		s.rows = int64(len(c.events))
 		return err
@@ -195,8 +206,12 @@ func (r *Reader) Count(ctx context.Context, scope Scope, f Filter, most int64) (
 	if q.scope.empty() {
 		return Count{Exact: true}, nil
 	}
+	return cached(ctx, r, key(keyCount, q, most), q.filter.From, q.filter.To, func(ctx context.Context) (Count, error) { return r.count(ctx, q, most) })
+}
+
+func (r *Reader) count(ctx context.Context, q question, most int64) (Count, error) {
 	var count int64
-	err = r.watched(ctx, "count", func(ctx context.Context, s *session) error {
+	err := r.watched(ctx, "count", func(ctx context.Context, s *session) error {
 		windows, err := r.windows(ctx, q, nil)
 		for i := 0; i < len(windows) && err == nil && count <= most; i++ {
 			var counted int64
@@ -223,19 +238,23 @@ func (r *Reader) Event(ctx context.Context, scope Scope, id int64, at time.Time)
 		from = at.UTC().Truncate(time.Microsecond) // as it was stored
 		to = from.Add(time.Microsecond)
 	}
-	scope = scope.usable()
-	if scope.empty() {
+	q := question{scope.usable(), Filter{From: from, To: to}}
+	if q.scope.empty() {
 		return Event{}, ErrNotFound
 	}
+	return cached(ctx, r, key(keyEvent, q, id), from, to, func(ctx context.Context) (Event, error) { return r.event(ctx, q, id) })
+}
+
+func (r *Reader) event(ctx context.Context, q question, id int64) (Event, error) {
 	c := chunk{limit: 1}
 	err := r.watched(ctx, "event", func(ctx context.Context, s *session) error {
 		l, err := r.layoutNow(ctx)
 		if err != nil {
 			return err
 		}
-		windows := l.windows(from, to, false, manyPartitions)
+		windows := l.windows(q.filter.From, q.filter.To, false, manyPartitions)
 		for i := 0; i < len(windows) && err == nil && len(c.events) == 0; i++ {
-			err = s.read(ctx, eventStatement(scope, id, windows[i]), func() { c.events = nil }, c.take)
+			err = s.read(ctx, eventStatement(q.scope, id, windows[i]), func() { c.events = nil }, c.take)
 		}
 		s.rows = int64(len(c.events))
 		return err
