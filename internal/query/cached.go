@@ -26,6 +26,13 @@ func key(kind string, q question, numbers ...int64) [sha256.Size]byte {
 	return sha256.Sum256(q.appendTo(b))
 }
 
+func pageKey(q question, after *position, limit int) [sha256.Size]byte {
+	if after == nil {
+		return key(keyEvents, q, int64(limit), 0, 0, 0)
+	}
+	return key(keyEvents, q, int64(limit), 1, after.at, after.id)
+}
+
 // cached is an answer about a range: from the cache where there is one, else of load. It is the same either way.
 func cached[T any](ctx context.Context, r *Reader, key [sha256.Size]byte, from, to time.Time, load func(context.Context) (T, error)) (answer T, err error) {
 	if r.o.Cache == nil {

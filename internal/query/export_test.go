@@ -17,3 +17,19 @@ const (
 	Patience = patience
 	Rest     = rest
 )
+
+// KeyOf is the key in the cache of a page, or of a count where limit is 0.
+func KeyOf(s Scope, f Filter, limit int, after string, most int64) ([32]byte, error) {
+	q, err := ask(s, f)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	p, err := q.position(after)
+	switch {
+	case err != nil:
+		return [32]byte{}, err
+	case limit == 0:
+		return key(keyCount, q, most), nil
+	}
+	return pageKey(q, p, limit), nil
+}

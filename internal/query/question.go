@@ -60,11 +60,10 @@ func ask(s Scope, f Filter) (question, error) {
 	} {
 		switch {
 		case !bound.at.IsZero():
-			at := micros(*bound.at)
-			if at.Before(beginning) || !at.Before(end) {
+			if bound.at.Before(beginning) || !bound.at.Before(end) {
 				return question{}, &InvalidError{bound.parameter, "must be within the years 1 to 9999"}
 			}
-			*bound.at = at
+			*bound.at = micros(*bound.at)
 		case bound.required:
 			return question{}, &InvalidError{bound.parameter, "is required"}
 		}
@@ -158,7 +157,7 @@ type position struct {
 	id int64
 }
 
-// The parts of a cursor: a version, the position, and what tells the cursor of another question.
+// The parts of a cursor: a version, the position, and a digest of both and the question. It guards against mistakes: who makes one up gets no more than the question allows.
 const (
 	cursorVersion = 1
 	cursorLen     = 1 + 8 + 8 + 16
@@ -170,7 +169,7 @@ func (q question) cursor(p position) string {
 	b = append(b, cursorVersion)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.at)) //nolint:gosec // the same 64 bits
 	b = binary.BigEndian.AppendUint64(b, uint64(p.id)) //nolint:gosec // the same 64 bits
-	digest := sha256.Sum256(q.appendTo(nil))
+	digest := sha256.Sum256(q.appendTo(slices.Clone(b)))
 	return base64.RawURLEncoding.EncodeToString(append(b, digest[:16]...))
 }
 
@@ -185,7 +184,7 @@ func (q question) position(cursor string) (*position, error) {
 	}
 	p := &position{at: int64(binary.BigEndian.Uint64(b[1:])), id: int64(binary.BigEndian.Uint64(b[9:]))} //nolint:gosec // the same 64 bits
 	if q.cursor(*p) != cursor {
-		return nil, &InvalidError{"after", "is the cursor of another question: ask for the same range, filters and order as for the page before"}
+		return nil, &InvalidError{"after", "is damaged, or the cursor of another question: ask for the same range, filters and order as for the page before"}
 	}
 	if at := time.UnixMicro(p.at); at.Before(q.filter.From) || !at.Before(q.filter.To) {
 		return nil, &InvalidError{"after", "lies outside the range"}

@@ -70,11 +70,7 @@ func (r *Reader) Events(ctx context.Context, scope Scope, f Filter, limit int, a
 	if q.scope.empty() {
 		return Page{Events: []Event{}}, nil
 	}
-	numbers := []int64{int64(limit), 0, 0, 0}
-	if p != nil {
-		numbers = []int64{int64(limit), 1, p.at, p.id}
-	}
-	return cached(ctx, r, key(keyEvents, q, numbers...), q.filter.From, q.filter.To, func(ctx context.Context) (Page, error) { return r.page(ctx, q, p, limit) })
+	return cached(ctx, r, pageKey(q, p, limit), q.filter.From, q.filter.To, func(ctx context.Context) (Page, error) { return r.page(ctx, q, p, limit) })
 }
 
 // page reads a page.
