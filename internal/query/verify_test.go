@@ -30,7 +30,10 @@ type bed struct {
 }
 
 func newBed(t *testing.T, version int, values ...string) *bed {
-	url := testkit.Postgres(t, version)
+	return bedOn(t, testkit.Postgres(t, version), values...)
+}
+
+func bedOn(t *testing.T, url string, values ...string) *bed {
 	_, err := migrations.Apply(t.Context(), url)
 	require.NoError(t, err)
 	pool, err := postgres.Open(t.Context(), postgres.Options{URL: url, MaxConns: 4, Prepared: true})
