@@ -45,8 +45,8 @@ const (
 	gB = int64(1) << 30
 )
 
-// own is how many connections a worker has beside its pools: the lease, and upkeep.
-const own = 2
+// aside is how many connections a worker has beside its pools: the lease, and upkeep.
+const aside = 2
 
 // Advise proposes settings. Each rule names the section of Postgres's documentation (chapter Server Configuration)
 // that it comes from. What has been proposed counts as set for the rules
@@ -93,7 +93,7 @@ func (a *adviser) bytes(setting string, current *int64, proposed int64, why stri
 // out of them refuses workers with 53300.
 func (a *adviser) maxConnections() {
 	replicas := max(a.Replicas, 1)
-	each := a.PoolMaxConns + a.ReadMaxConns + own
+	each := a.PoolMaxConns + a.ReadMaxConns + aside
 	others := max(a.Others, 10)
 	need := replicas*each + a.ReservedConnections + others
 	if a.MaxConnections >= need {
@@ -102,7 +102,7 @@ func (a *adviser) maxConnections() {
 	proposed := (need + 9) / 10 * 10
 	a.propose("max_connections", strconv.Itoa(a.MaxConnections), strconv.Itoa(proposed),
 		"%d workers × (POOL_MAX_CONNS %d + QUERY_MAX_CONNS %d + %d) + %d reserved + %d for others need %d connections; where a pooler stands between, lower the workers' pools or leave it",
-		replicas, a.PoolMaxConns, a.ReadMaxConns, own, a.ReservedConnections, others, need)
+		replicas, a.PoolMaxConns, a.ReadMaxConns, aside, a.ReservedConnections, others, need)
 	a.MaxConnections = proposed
 }
 
