@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -309,7 +308,7 @@ func TestWithoutPrivileges(t *testing.T) {
 			require.NoError(b, err)
 		})
 		other := *b
-		other.url = strings.Replace(b.url, "postgres@", "nobody_special@", 1)
+		other.url = replaceUser(b.url, "nobody_special")
 		pool := other.open()
 		c := b.collector(func(o *Options) { o.DB = pool })
 		b.fill("2026-12", 30)

@@ -151,3 +151,6 @@ func (b *bed) next(c *Collector) Report {
 }
 
 func (b *bed) logger() *zap.Logger { return zap.NewNop() }
+
+// replaceUser is the URL for another user.
+func replaceUser(url, user string) string { return strings.Replace(url, "postgres@", user+"@", 1) }
