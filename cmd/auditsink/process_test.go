@@ -84,6 +84,12 @@ func (o *output) String() string {
 // start runs the program with these settings and no others. It is killed when the test ends.
 func start(t *testing.T, s settings, args ...string) *process {
 	t.Helper()
+	return startTo(t, s, nil, args...)
+}
+
+// startTo is start with a standard output of its own, where that isn't nil.
+func startTo(t *testing.T, s settings, out *os.File, args ...string) *process {
+	t.Helper()
 	path, err := binary()
 	require.NoError(t, err)
 	p := &process{done: make(chan struct{})}
@@ -93,6 +99,9 @@ func start(t *testing.T, s settings, args ...string) *process {
 		p.cmd.Env = append(p.cmd.Env, "AUDITSINK_"+k+"="+v)
 	}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.errs
+	if out != nil {
+		p.cmd.Stdout = out
+	}
 	// In a process group of its own, a ^C for the tests doesn't reach it first.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	require.NoError(t, p.cmd.Start())

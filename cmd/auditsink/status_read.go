@@ -328,8 +328,7 @@ func (s *status) own() {
 	if s.Lanes.Source == "" && len(lanes) > 0 {
 		s.Lanes.Source = s.Replicas.Source
 	}
-	others := slices.DeleteFunc(s.Lanes.Items, func(l statusLane) bool { return l.Group == s.Group })
-	all := slices.Clone(others)
+	all := slices.DeleteFunc(slices.Clone(s.Lanes.Items), func(l statusLane) bool { return l.Group == s.Group }) // lanes points into the items
 	for _, l := range lanes {
 		switch {
 		case l.Halted != "":
