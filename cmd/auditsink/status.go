@@ -18,7 +18,7 @@ import (
 const shortestInterval = 100 * time.Millisecond
 
 func newStatusCommand() *cobra.Command {
-	var watch, asJSON bool
+	var watch, asJSON, report bool
 	interval := 2 * time.Second
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -31,9 +31,19 @@ What can't be read says why, and the rest is shown all the same. Exit code 1 whe
 			if interval < shortestInterval {
 				return &usageError{fmt.Errorf("--interval is below %s", shortestInterval)}
 			}
+			if report && watch {
+				return &usageError{errors.New("--report and --watch don't go together: a report is made every AUDITSINK_REPORT_INTERVAL")}
+			}
 			cfg, err := config.Load()
 			if err != nil {
 				return err
+			}
+			if report {
+				performance, err := reportFromWorker(cmd.Context(), cfg)
+				if err != nil {
+					return err
+				}
+				return printReport(cmd.OutOrStdout(), performance, asJSON)
 			}
 			r, err := newStatusReader(cmd.Context(), cfg, watch)
 			if err != nil {
@@ -58,6 +68,7 @@ What can't be read says why, and the rest is shown all the same. Exit code 1 whe
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it live until Ctrl-C")
 	cmd.Flags().DurationVar(&interval, "interval", interval, "with --watch, the time between two looks")
+	cmd.Flags().BoolVar(&report, "report", false, "print the performance report of the worker at AUDITSINK_HTTP_ADDR instead")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; with --watch a line for each look")
 	return cmd
 }

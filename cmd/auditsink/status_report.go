@@ -34,9 +34,7 @@ func reportFromWorker(ctx context.Context, cfg config.Config) (r performance.Rep
 	if token := cfg.Token.Reveal(); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	// Not by way of a proxy: the address is this machine's, or a worker's.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	answer, err := client.Do(req)
+	answer, err := workerClient.Do(req)
 	if err != nil {
 		return r, fmt.Errorf("no worker answers at %s: start one, or set AUDITSINK_HTTP_ADDR to a worker's address (%w)", cfg.HTTPAddr, err)
 	}

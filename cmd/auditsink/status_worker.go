@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -22,6 +21,9 @@ const (
 	ratesOver = time.Second
 )
 
+// workerClient asks a worker: not by way of a proxy, since the address is this machine's, or a worker's.
+var workerClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+
 // workerLook is the last look at the worker's metrics; its At is zero before the first.
 type workerLook struct{ before metrics.Sample }
 
@@ -31,14 +33,14 @@ func (r *statusReader) readWorker(ctx context.Context, s *status) {
 	defer cancel()
 	f, err := r.askWorker(ctx)
 	if err != nil {
-		s.Replicas.Error = fmt.Sprintf("ask the worker at %s (AUDITSINK_HTTP_ADDR): %v", r.workerAddr(), err)
+		s.Replicas.Error = fmt.Sprintf("ask the worker at %s (AUDITSINK_HTTP_ADDR): %v", reachable(r.cfg.HTTPAddr), err)
 		return
 	}
 	s.Replicas.Source, s.Replicas.Items = fromWorker, []fleet.Figures{f}
 }
 
 func (r *statusReader) askWorker(ctx context.Context) (fleet.Figures, error) {
-	f := fleet.Figures{Format: 1, Instance: r.workerAddr(), Group: r.cfg.KafkaGroup, HTTPAddr: r.workerAddr(), Lanes: []fleet.Lane{}}
+	f := fleet.Figures{Format: 1, Instance: reachable(r.cfg.HTTPAddr), Group: r.cfg.KafkaGroup, HTTPAddr: reachable(r.cfg.HTTPAddr), Lanes: []fleet.Lane{}}
 	before := r.worker.before
 	if before.At.IsZero() {
 		var err error
@@ -98,30 +100,18 @@ func (r *statusReader) scrape(ctx context.Context) (metrics.Sample, error) {
 
 // ask gets a page of the worker.
 func (r *statusReader) ask(ctx context.Context, path string) (code int, body []byte, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.workerAddr()+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+reachable(r.cfg.HTTPAddr)+path, nil)
 	if err != nil {
 		return 0, nil, err
 	}
 	if token := r.cfg.Token.Reveal(); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := workerClient.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was read
 	body, err = io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
 	return resp.StatusCode, body, err
-}
-
-// workerAddr is where the worker of this machine answers: it may listen on all addresses.
-func (r *statusReader) workerAddr() string {
-	host, port, err := net.SplitHostPort(r.cfg.HTTPAddr)
-	if err != nil {
-		return r.cfg.HTTPAddr
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "localhost"
-	}
-	return net.JoinHostPort(host, port)
 }
