@@ -379,7 +379,8 @@ func (s *status) judge(interval partitions.Interval) {
 		}
 	}
 	for _, alert := range sorted(s.Totals.Alerts) {
-		say(metrics.Warning, "alert %s is active on %s", alert, strings.Join(s.Totals.Alerts[alert], ", "))
+		rule := ruleOf(alert)
+		say(rule.Severity, "alert %s (%s): %s: %s", alert, few(s.Totals.Alerts[alert]), rule.Summary, rule.Remedy)
 	}
 	if !s.view.Now.IsZero() && partitions.RunsOut(s.At, s.view.Catalog.Partitions, interval) {
 		say(metrics.Critical, "the partitions run out: there are some until %s only (auditsink partitions plan)", timeText(s.Partitions.ReadyUntil))
@@ -403,4 +404,23 @@ func (s *status) judge(interval partitions.Interval) {
 	if len(s.Problems) > 0 {
 		s.Health = s.Problems[0].Severity
 	}
+}
+
+// ruleOf is the rule of an alert. One that another version raised has no words here.
+func ruleOf(alert string) metrics.Rule {
+	for _, r := range metrics.Rules() {
+		if r.Name == alert {
+			return r
+		}
+	}
+	return metrics.Rule{Severity: metrics.Warning, Summary: "this version of auditsink doesn't know it", Remedy: "see the log of that replica"}
+}
+
+// few names the first of many.
+func few(names []string) string {
+	const most = 3
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
