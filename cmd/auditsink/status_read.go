@@ -365,8 +365,12 @@ func (s *status) judge(interval partitions.Interval) {
 			say(metrics.Warning, "%s is not ready: %s", f.Instance, f.NotReady)
 		}
 		for _, name := range sorted(f.Components) {
-			if f.Components[name] != metrics.Healthy {
-				say(f.Components[name], "%s: component %s is %s", f.Instance, name, f.Components[name])
+			switch f.Components[name] {
+			case metrics.Healthy:
+			case metrics.Critical:
+				say(metrics.Critical, "%s: component %s is critical", f.Instance, name)
+			default: // also what only a later version knows
+				say(metrics.Warning, "%s: component %s is %s", f.Instance, name, f.Components[name])
 			}
 		}
 	}
