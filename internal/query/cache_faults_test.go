@@ -165,19 +165,19 @@ func TestCacheFaults(t *testing.T) {
 	}
 }
 
-// asked counts how often a client's commands are begun.
-type asked struct{ n atomic.Int32 }
+// commands counts how often a client's commands are begun.
+type commands struct{ n atomic.Int32 }
 
-func (*asked) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (*commands) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (a *asked) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (a *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		a.n.Add(1)
 		return next(ctx, cmd)
 	}
 }
 
-func (a *asked) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (a *commands) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		a.n.Add(1)
 		return next(ctx, cmds)
@@ -188,7 +188,7 @@ func (a *asked) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 func TestCacheLeavesRedisAlone(t *testing.T) {
 	server := testkit.OwnRedis(t)
 	c, s := newCache(t, connect(t, server.URL(), redisTimeout)), newSource("answer")
-	count := &asked{}
+	count := &commands{}
 	c.client.AddHook(count)
 	require.NoError(t, server.Kill())
 	for range 100 {
