@@ -147,6 +147,7 @@ func (q *asking) run(cmd *cobra.Command) error {
 	}
 	defer pool.Close()
 	reader := newReader(cfg, pool, nil, metrics.New(version, event.Reasons()), zap.NewNop())
+	defer reader.Close()
 	if single {
 		err = q.one(cmd.Context(), cmd.OutOrStdout(), reader, scope, at)
 	} else {

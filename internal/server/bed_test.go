@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -58,7 +59,8 @@ type bed struct {
 	server   *server.Server
 	log      *observer.ObservedLogs
 	metrics  *metrics.Metrics
-	from, to time.Time // a range that has all events
+	cache    *query.Cache // nil without
+	from, to time.Time    // a range that has all events
 }
 
 // setup is what a bed has that isn't as usual.
@@ -68,16 +70,15 @@ type setup struct {
 	pool     func(*postgres.Options)
 	reader   func(*query.Options)
 	stall    time.Duration
-	url      string // of a database that is there already
+	url      string               // of a database that is there already
+	redis    *testkit.RedisServer // what is read is cached there
 }
 
 func newBed(t *testing.T, s setup) *bed {
 	t.Helper()
 	b := &bed{T: t, url: s.url, metrics: metrics.New("test", []fmt.Stringer{})}
-	// The first of two months, so that there is a border between partitions within the range.
-	now := time.Now().UTC()
-	month := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC).AddDate(0, 1, 0)
-	b.from, b.to = month.Add(-time.Hour), month.Add(time.Hour)
+	border := lastMonth()
+	b.from, b.to = border.Add(-time.Hour), border.Add(time.Hour)
 	if b.url == "" {
 		b.url = database(t)
 	}
@@ -96,10 +97,21 @@ func newBed(t *testing.T, s setup) *bed {
 	if s.reader != nil {
 		s.reader(&r)
 	}
+	if s.redis != nil {
+		client := redis.NewClient(&redis.Options{Addr: s.redis.Address(), MaxRetries: -1, ContextTimeoutEnabled: true})
+		t.Cleanup(func() { require.NoError(t, client.Close()) })
+		b.cache = query.NewCache(client, query.CacheOptions{
+			Namespace: pool.Identity, TTL: time.Hour, EntryBytes: 1 << 20, Timeout: patience, Metrics: b.metrics, Log: zap.New(core),
+		})
+		t.Cleanup(b.cache.Close)
+		r.Cache = b.cache
+	}
+	reader := query.New(pool, r)
+	t.Cleanup(reader.Close)
 	level := zap.NewAtomicLevelAt(zapcore.InfoLevel)
 	so := server.Options{
 		Addr: "127.0.0.1:0", Scrape: b.metrics.Handler(), Ready: func() error { return nil }, Health: healthy, Level: &level, Log: zap.New(core), Exports: 4,
-		Reader: query.New(pool, r), Report: func(context.Context) (any, error) { return map[string]int{"rows": 1}, nil },
+		Reader: reader, Report: func(context.Context) (any, error) { return map[string]int{"rows": 1}, nil },
 	}
 	if !s.noTokens {
 		so.Tokens, _, _ = openTokens(
@@ -124,7 +136,13 @@ func newBed(t *testing.T, s setup) *bed {
 	return b
 }
 
-// database makes a database with our tables, and partitions for this month and the next.
+// lastMonth begins where one partition ends and another begins, so long ago that answers are cached for long.
+func lastMonth() time.Time {
+	now := time.Now().UTC()
+	return time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC).AddDate(0, -1, 0)
+}
+
+// database makes a database with our tables, and partitions for this month, the last two and the next.
 func database(t *testing.T) string {
 	t.Helper()
 	u := testkit.Postgres(t, 15)
@@ -134,6 +152,8 @@ func database(t *testing.T) string {
 	require.NoError(t, err)
 	defer pool.Close()
 	_, err = partitions.Ensure(t.Context(), pool.Pool, time.Now(), partitions.Schedule{Ahead: 1})
+	require.NoError(t, err)
+	_, err = partitions.EnsureFor(t.Context(), pool.Pool, time.Now(), 365*24*time.Hour, partitions.Schedule{}, []time.Time{lastMonth(), lastMonth().Add(-time.Hour)})
 	require.NoError(t, err)
 	return u
 }
