@@ -17,8 +17,11 @@ import (
 	"auditsink/internal/query"
 )
 
-// stall is how long a client may take to read the next 64 KiB of an answer.
-const stall = 30 * time.Second
+// stall is how long a client may take to read the next 64 KiB of an answer, and bodyTime how long to send what it sends.
+const (
+	stall    = 30 * time.Second
+	bodyTime = 5 * time.Second
+)
 
 // api answers /v1.
 type api struct {
@@ -77,7 +80,13 @@ func (a *api) register(mux *http.ServeMux) {
 // guard lets in who may, and turns an error into an answer. There are no headers for other sites (CORS): a page of theirs gets nothing.
 func (a *api) guard(who access, serve func(http.ResponseWriter, *http.Request, caller) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w = &timedWriter{w, http.NewResponseController(w), a.stall}
+		control := http.NewResponseController(w)
+		if r.ContentLength != 0 { // also for whoever isn't let in: package http reads the rest of what they send
+			if err := control.SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
+				a.Log.Error("set the deadline of a request", zap.Error(err))
+			}
+		}
+		w = &timedWriter{w, control, a.stall}
 		w.Header().Set("Cache-Control", "private, no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")

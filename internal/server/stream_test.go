@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -86,6 +87,7 @@ func TestExportInBoundedMemory(t *testing.T) {
 		AND indexrelid::regclass::text NOT IN ('audit_log_timestamp_idx') LOOP EXECUTE 'DROP INDEX ' || i; END LOOP; END $$`)
 	b.insert("A", events)
 	b.exec(`ANALYZE audit_log`)
+	require.Equal(t, &query.Count{Count: 100_000}, b.page(tokenA, b.events("limit", "1", "count", "true")).Count, "no more are counted")
 	heap := func() uint64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -240,6 +242,21 @@ func TestTooManyReaders(t *testing.T) {
 	require.Equal(t, "1", header.Get("Retry-After"))
 	held.Release()
 	require.Empty(t, b.page(tokenA, b.events()).Events)
+}
+
+// TestBodyThatNeverComes: whoever announces a body and doesn't send it is answered, and cut off.
+func TestBodyThatNeverComes(t *testing.T) {
+	b := newBed(t, setup{})
+	for _, token := range []string{tokenAll, "unknown"} {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", b.server.Addr())
+		require.NoError(t, err)
+		require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
+		_, err = io.WriteString(conn, "PUT /v1/log-level HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "+token+"\r\nContent-Length: 100\r\n\r\n{")
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, conn)
+		require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the connection stays open")
+		require.NoError(t, conn.Close())
+	}
 }
 
 // TestLargePage: an event of a megabyte, many times, is a page as any other.
