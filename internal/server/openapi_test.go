@@ -155,16 +155,16 @@ func TestOpenAPI(t *testing.T) {
 	require.Equal(t, "3.1.0", c.OpenAPI)
 
 	t.Run("routes", func(t *testing.T) {
-		var described, real []string
+		var described, registered []string
 		for path, operations := range c.Paths {
 			for method, op := range operations {
 				described = append(described, fmt.Sprint(strings.ToUpper(method), " ", path, " public:", op.Security != nil && len(*op.Security) == 0))
 			}
 		}
 		for _, r := range server.Routes() {
-			real = append(real, fmt.Sprint(r.Method, " ", r.Path, " public:", r.Public))
+			registered = append(registered, fmt.Sprint(r.Method, " ", r.Path, " public:", r.Public))
 		}
-		require.ElementsMatch(t, real, described)
+		require.ElementsMatch(t, registered, described)
 	})
 
 	t.Run("parameters", func(t *testing.T) {

@@ -94,10 +94,10 @@ func TestExportInBoundedMemory(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
 	}
+	before, highest := heap(), uint64(0)
 	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(b.request(http.MethodGet, tokenA, b.events("format", "ndjson"), nil))
 	require.NoError(t, err)
 	lines := bufio.NewReaderSize(resp.Body, 64<<10)
-	before, highest := heap(), uint64(0)
 	n, size := 0, 0
 	for {
 		line, err := lines.ReadSlice('\n')
