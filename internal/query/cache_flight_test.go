@@ -183,11 +183,9 @@ func TestFlightNotShared(t *testing.T) {
 // TestFlightsAtOnce: many processes and readers at once, with invalidations between: nobody gets what was over before he asked.
 func TestFlightsAtOnce(t *testing.T) {
 	server := testkit.OwnRedis(t)
-	s := newSource("")
 	var group errgroup.Group
 	// A version counts as over when an invalidation that began after it was replaced has returned.
-	versions := newVersions()
-	s.says("0")
+	versions := &versions{}
 	load := func(context.Context) ([]byte, error) { return []byte(versions.current()), nil }
 	var caches []cached
 	for range 2 {
