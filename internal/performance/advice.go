@@ -29,6 +29,7 @@ type Load struct {
 	LiveRows, DeadRows   int64
 	Blocks               int64 // of the partitions' heaps that were needed
 	HitRatio             float64
+	DatabaseBytes        int64
 }
 
 // Advice is what one setting of the server should be.
@@ -114,7 +115,7 @@ func (a *adviser) sharedBuffers() {
 	}
 	target := roundMB(a.MemoryBytes / 4)
 	if a.SharedBuffers < target/2 || a.SharedBuffers > a.MemoryBytes/5*2 {
-		a.bytes("shared_buffers", &a.SharedBuffers, target, "a quarter of the machine's %s of memory is where to start; over 40%% leaves too little to the system's cache", sizeSetting(a.MemoryBytes))
+		a.bytes("shared_buffers", &a.SharedBuffers, target, "a quarter of the machine's %s of memory is where to start; over 40%% leaves too little to the system's cache", size(float64(a.MemoryBytes)))
 	}
 }
 
@@ -124,7 +125,7 @@ func (a *adviser) effectiveCacheSize() {
 	if a.MemoryBytes >= gB {
 		target := roundMB(a.MemoryBytes / 4 * 3)
 		if a.EffectiveCacheSize < target/2 || a.EffectiveCacheSize > a.MemoryBytes {
-			a.bytes("effective_cache_size", &a.EffectiveCacheSize, target, "shared_buffers and the system's cache together come to about three quarters of %s", sizeSetting(a.MemoryBytes))
+			a.bytes("effective_cache_size", &a.EffectiveCacheSize, target, "shared_buffers and the system's cache together come to about three quarters of %s", size(float64(a.MemoryBytes)))
 		}
 		return
 	}
@@ -141,7 +142,7 @@ func (a *adviser) workMem() {
 	}
 	most := max(roundMB(a.MemoryBytes/4/int64(a.MaxConnections)), 4*mB)
 	if a.WorkMem > 4*most {
-		a.bytes("work_mem", &a.WorkMem, most, "%d connections may each take it more than once, of %s of memory", a.MaxConnections, sizeSetting(a.MemoryBytes))
+		a.bytes("work_mem", &a.WorkMem, most, "%d connections may each take it more than once, of %s of memory", a.MaxConnections, size(float64(a.MemoryBytes)))
 		return
 	}
 	if a.TempFiles <= 0 {
@@ -150,7 +151,7 @@ func (a *adviser) workMem() {
 	// In memory, what is sorted takes more room than on disk.
 	target := min(roundMB(2*(a.TempBytes/a.TempFiles)), most)
 	if target >= 2*a.WorkMem {
-		a.bytes("work_mem", &a.WorkMem, target, "%d temporary files of %s on average were written in the window for want of it", a.TempFiles, sizeSetting(a.TempBytes/a.TempFiles))
+		a.bytes("work_mem", &a.WorkMem, target, "%d temporary files of %s on average were written in the window for want of it", a.TempFiles, size(float64(a.TempBytes)/float64(a.TempFiles)))
 	}
 }
 
@@ -208,7 +209,7 @@ func (a *adviser) maintenanceWorkMem() {
 	workers := int64(max(a.AutovacuumWorkers, 1))
 	target := min(max(roundMB(a.MemoryBytes/8/workers), 64*mB), gB)
 	if a.MaintenanceWorkMem < target/2 || a.MaintenanceWorkMem > max(target, a.MemoryBytes/2/workers) {
-		a.bytes("maintenance_work_mem", &a.MaintenanceWorkMem, target, "VACUUM and new indexes take it, up to %d times at once, of %s of memory", workers, sizeSetting(a.MemoryBytes))
+		a.bytes("maintenance_work_mem", &a.MaintenanceWorkMem, target, "VACUUM and new indexes take it, up to %d times at once, of %s of memory", workers, size(float64(a.MemoryBytes)))
 	}
 }
 
@@ -236,7 +237,7 @@ func (a *adviser) maxWALSize() {
 	}
 	target := min(int64(math.Ceil(between*1.25/float64(gB)))*gB, mostWAL)
 	a.bytes("max_wal_size", &a.MaxWALSize, target, "at %s/s of WAL, checkpoints come before their time (%d did in the window): %s come between two that are %gs apart",
-		sizeSetting(roundMB(int64(a.WALBytesPerSecond))), a.RequestedCheckpoints, sizeSetting(roundMB(int64(between))), a.CheckpointTimeoutSeconds)
+		size(a.WALBytesPerSecond), a.RequestedCheckpoints, size(between), a.CheckpointTimeoutSeconds)
 }
 
 // walCompression (Write Ahead Log, Settings): it "can reduce the WAL volume without increasing the risk of unrecoverable data corruption, but at the cost of some extra CPU". It
@@ -250,7 +251,7 @@ func (a *adviser) walCompression() {
 	if slices.Contains(a.WALCompressions, "lz4") {
 		method = "lz4"
 	}
-	a.propose("wal_compression", a.WALCompression, method, "%d full-page images were much of the %s of WAL in the window", a.FullPageImages, sizeSetting(roundMB(a.WALBytes)))
+	a.propose("wal_compression", a.WALCompression, method, "%d full-page images were much of the %s of WAL in the window", a.FullPageImages, size(float64(a.WALBytes)))
 	a.WALCompression = method
 }
 
@@ -263,8 +264,10 @@ func (a *adviser) randomPageCost() {
 	case a.RandomPageCost < a.SeqPageCost:
 		a.propose("random_page_cost", text(a.RandomPageCost), text(a.SeqPageCost), "it is less than seq_page_cost, which makes no sense for any disk")
 		a.RandomPageCost = a.SeqPageCost
-	case a.Blocks >= 10_000 && a.HitRatio >= 0.99 && a.RandomPageCost > 2*target:
-		a.propose("random_page_cost", text(a.RandomPageCost), text(target), "%.1f%% of the blocks were in shared_buffers: to read a page out of order costs next to nothing more", 100*a.HitRatio)
+	// The ratio alone says little: most blocks that are needed are those that rows are being added to.
+	case a.DatabaseBytes <= a.EffectiveCacheSize/2 && a.Blocks >= 10_000 && a.HitRatio >= 0.99 && a.RandomPageCost > 2*target:
+		a.propose("random_page_cost", text(a.RandomPageCost), text(target), "the database (%s) fits into the caches, where a page out of order costs little more; on solid-state drives it should be low anyway",
+			size(float64(a.DatabaseBytes)))
 		a.RandomPageCost = target
 	}
 }

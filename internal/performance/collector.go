@@ -178,7 +178,7 @@ func (c *Collector) facts(s *serverSettings, d Database) Facts {
 		f.RequestedCheckpoints = p.Requested
 	}
 	if a := d.Activity; a != nil {
-		f.Others, f.TempFiles, f.TempBytes = a.Others, a.TempFiles, a.TempBytes
+		f.Others, f.TempFiles, f.TempBytes, f.DatabaseBytes = a.Others, a.TempFiles, a.TempBytes, a.Bytes
 	}
 	if t := d.Tables; t != nil {
 		f.LiveRows, f.DeadRows, f.Blocks = t.LiveRows, t.DeadRows, t.Hits+t.Reads
@@ -197,14 +197,14 @@ func logFields(r Report) []zap.Field {
 		zap.Float64("lag_seconds_max", r.Ingest.LagSecondsMax), zap.Uint64("flushes", r.Flush.Count), zap.Float64("flush_p99_seconds", r.Flush.Duration.P99),
 		zap.Float64("resident_bytes", r.Process.ResidentBytes), zap.Int("advice", len(r.Advice)), zap.Int("unread", len(r.Database.Unread)),
 	}
-	ratios := map[string]*float64{"heap_hit_ratio": nil, "cache_hit_ratio": nil}
+	var heap, cache *float64
 	if r.Database.Tables != nil {
-		ratios["heap_hit_ratio"] = r.Database.Tables.HitRatio
+		heap = r.Database.Tables.HitRatio
 	}
 	if r.Cache != nil {
-		ratios["cache_hit_ratio"] = r.Cache.Ratio
+		cache = r.Cache.Ratio
 	}
-	slow := 0
+	var slow int
 	if r.Database.Statements != nil {
 		slow = r.Database.Statements.Slow
 	}
@@ -212,6 +212,5 @@ func logFields(r Report) []zap.Field {
 	if r.Database.WAL != nil {
 		wal = r.Database.WAL.BytesPerSecond
 	}
-	return append(fields, zap.Float64p("heap_hit_ratio", ratios["heap_hit_ratio"]), zap.Float64p("cache_hit_ratio", ratios["cache_hit_ratio"]),
-		zap.Int("slow_statements", slow), zap.Float64("wal_bytes_per_second", wal))
+	return append(fields, zap.Float64p("heap_hit_ratio", heap), zap.Float64p("cache_hit_ratio", cache), zap.Int("slow_statements", slow), zap.Float64("wal_bytes_per_second", wal))
 }

@@ -132,7 +132,7 @@ func (p *printer) database(d Database) {
 			if one.Slow {
 				mark = "slow"
 			}
-			p.row(duration(one.TotalSeconds), fmt.Sprintf("%d calls", one.Calls), duration(one.MeanSeconds), mark, one.Text)
+			p.row(duration(one.TotalSeconds), fmt.Sprintf("%d calls", one.Calls), duration(one.MeanSeconds), mark, short(one.Text))
 		}
 		p.none(len(s.Top))
 	}
@@ -171,6 +171,15 @@ func percent(share float64) string { return fmt.Sprintf("%.1f%%", 100*share) }
 
 func number(n float64) string { return fmt.Sprintf("%.0f", n) }
 
+// short is the begin of a text.
+func short(text string) string {
+	const most = 120
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return text
+}
+
 func dash(text string) string {
 	if text == "" {
 		return "-"
@@ -185,15 +194,14 @@ func clock(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-// duration is one in seconds, with three digits or so.
+// duration is one in seconds, with three digits.
 func duration(seconds float64) string {
 	d := time.Duration(seconds * float64(time.Second))
-	for _, unit := range []time.Duration{time.Second, time.Millisecond, time.Microsecond} {
-		if d >= 10*unit {
-			return d.Round(unit / 10).String()
-		}
+	unit := time.Duration(1)
+	for d >= 1000*unit {
+		unit *= 10
 	}
-	return d.String()
+	return d.Round(unit).String()
 }
 
 func size(bytes float64) string {
