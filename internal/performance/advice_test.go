@@ -57,7 +57,7 @@ func TestAdvice(t *testing.T) {
 		{"it doesn't", quiet, func(f *Facts) { f.DeadRows, f.LiveRows, f.Cores = 4e6, 6e6, 12 },
 			"autovacuum_max_workers=3→6 autovacuum_vacuum_cost_limit=200→1000"},
 		{"checkpoints that hurry", quiet, func(f *Facts) { f.CheckpointTarget = 0.5 }, "checkpoint_completion_target=0.5→0.9"},
-		{"little WAL", quiet, func(f *Facts) { f.WALBytesPerSecond = 1.8 * float64(mB) }, ""},
+		{"little WAL", quiet, func(f *Facts) { f.WALBytesPerSecond = 1.7 * float64(mB) }, ""},
 		{"much", quiet, func(f *Facts) { f.WALBytesPerSecond = 10 * float64(mB) }, "max_wal_size=1GB→7GB"},
 		{"too much", quiet, func(f *Facts) { f.WALBytesPerSecond = float64(gB) }, "max_wal_size=1GB→64GB"},
 		{"images of pages", quiet, func(f *Facts) { f.WALBytes, f.FullPageImages = 100*mB, 4_000 }, "wal_compression=off→lz4"},
