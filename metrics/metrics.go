@@ -65,6 +65,9 @@ type Metrics struct {
 	// PoolWaiting is how many wait for a connection of the pool, PoolFailures counts those who got none.
 	PoolWaiting  prometheus.Gauge
 	PoolFailures prometheus.Counter
+	// QueryPoolWaiting and QueryPoolFailures are the same of the pool for reads.
+	QueryPoolWaiting  prometheus.Gauge
+	QueryPoolFailures prometheus.Counter
 	// QuerySeconds is the duration of a read in the database, the wait for a connection included, by the name of the query; QueryRows counts the rows
 	// they returned, QueryFailures those that failed, and SlowQueries those that took as long as SLOW_QUERY or longer.
 	QuerySeconds                          *prometheus.HistogramVec
@@ -140,6 +143,8 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		LeaderSince:            gauge("leader_since_timestamp_seconds", "Since when this worker does maintenance, 0 while it doesn't."),
 		PoolWaiting:            gauge("db_pool_waiting", "Waiting for a database connection of the pool now."),
 		PoolFailures:           counter("db_pool_acquire_failures_total", "Waits for a database connection that got none."),
+		QueryPoolWaiting:       gauge("query_pool_waiting", "Reads waiting for a database connection of their pool now."),
+		QueryPoolFailures:      counter("query_pool_acquire_failures_total", "Waits of reads for a database connection that got none."),
 		QuerySeconds:           histogramBy("query_duration_seconds", "Duration of a read in the database.", "query", seconds),
 		QueryRows:              counterBy("query_rows_total", "Rows returned by reads.", "query"),
 		QueryFailures:          counterBy("query_failures_total", "Reads that failed.", "query"),
@@ -173,7 +178,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
 		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.PartitionsDropped, m.RowsExpired,
-		m.MaintenanceLastSuccess, m.PartitionsAhead, m.KafkaConnectFailures, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
+		m.MaintenanceLastSuccess, m.PartitionsAhead, m.KafkaConnectFailures, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QueryPoolWaiting, m.QueryPoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
 		m.QueryAcquireSeconds, m.QueryCacheRequests, m.Optimizations, m.Notifications, m.AlertActive, m.FleetReplicas, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -54,7 +54,7 @@ func TestNames(t *testing.T) {
 		"lanes_owned gauge", "leader gauge", "leader_since_timestamp_seconds gauge", "maintenance_last_success_timestamp_seconds gauge",
 		"optimizations_total counter", "partitions_ahead gauge", "partitions_detached gauge", "partitions_dropped_total counter", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter",
 		"query_acquire_seconds histogram", "query_cache_requests_total counter", "query_duration_seconds histogram", "query_failures_total counter",
-		"query_pool_connections gauge", "query_rows_total counter",
+		"query_pool_acquire_failures_total counter", "query_pool_connections gauge", "query_pool_waiting gauge", "query_rows_total counter",
 		"records_consumed_total counter", "rewound_total counter", "rows_expired_total counter", "rows_inserted_total counter", "slow_queries_total counter", "table_bytes gauge",
 		"table_partitions gauge",
 	}

@@ -33,6 +33,8 @@ func openReads(ctx context.Context, cfg config.Config, client *redis.Client, m *
 	o.Application = "auditsink reads"
 	o.MinConns, o.MaxConns = 0, cfg.QueryMaxConns
 	o.AcquireTimeout = min(cfg.PoolAcquireTimeout, cfg.QueryTimeout/2) // so that too many readers are told from a question that takes too long
+	o.Waiting = func(by int) { m.QueryPoolWaiting.Add(float64(by)) }
+	o.Failed = m.QueryPoolFailures.Inc
 	pool, err := postgres.Open(ctx, o)
 	if err != nil {
 		return nil, err

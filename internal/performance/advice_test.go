@@ -203,10 +203,8 @@ func TestAdviceIsTaken(t *testing.T) {
 	own(t, map[string]string{
 		"autovacuum_max_workers": "1", "checkpoint_completion_target": "0.4", "autovacuum_vacuum_cost_delay": "30ms", "random_page_cost": "0.5", "max_connections": "40", "effective_cache_size": "64MB",
 	}, func(b *bed) {
-		c := b.collector(func(o *Options) {
-			o.Replicas = func() int { return 4 }
-			o.Database = Machine{MemoryBytes: 16 * gB, Cores: 8}
-		})
+		b.metrics.FleetReplicas.Set(4)
+		c := b.collector(func(o *Options) { o.Database = Machine{MemoryBytes: 16 * gB, Cores: 8} })
 		r := b.next(c)
 		var names []string
 		for _, a := range r.Advice {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -28,8 +29,6 @@ type Options struct {
 	Cached bool
 	// PoolMaxConns and ReadMaxConns are each worker's pools.
 	PoolMaxConns, ReadMaxConns int
-	// Replicas tells how many workers there are, 0 where that isn't known; nil: nobody knows. Without it the owners of lanes count.
-	Replicas func() int
 	// Database is what the database's machine has, as far as the settings tell.
 	Database Machine
 	// Reported is told of each report that was made in its time; nil: nobody.
@@ -42,9 +41,10 @@ type Options struct {
 type Collector struct {
 	Options
 
-	mu     sync.Mutex // guards what follows, and lets one look at a time at the database
+	latest atomic.Pointer[Report] // nil before the first
+
+	mu     sync.Mutex // guards before, and lets one look at a time at the database
 	before *look      // the last one; nil before Run
-	latest *Report
 }
 
 // look is what was known at one moment.
@@ -108,18 +108,18 @@ func (c *Collector) next(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	r := c.report(c.before, now)
-	c.latest = &r
+	c.latest.Store(&r)
 	c.before = &look{moment: now.moment, counters: now.counters.inherit(c.before.counters)}
 	return r, nil
 }
 
-// Report is the latest one. Before the first it is made of what there is of its window, which goes on. It waits for one that is being made.
+// Report is the latest one. Before the first it is made of what there is of its window, which goes on.
 func (c *Collector) Report(ctx context.Context) (Report, error) {
+	if r := c.latest.Load(); r != nil {
+		return *r, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.latest != nil {
-		return *c.latest, nil
-	}
 	if c.before == nil {
 		return Report{}, fmt.Errorf("there is no performance report yet: the worker is starting")
 	}
@@ -151,7 +151,9 @@ func (c *Collector) report(before, now *look) Report {
 		r.AdviceUnknown = append(r.AdviceUnknown, "the server's settings")
 		return r
 	}
-	advice, unknown := Advise(c.facts(now.counters.settings, r.Database))
+	facts := c.facts(now.counters.settings, r.Database)
+	facts.Replicas = max(facts.Replicas, int(now.sample.Max("fleet_replicas"))) // the leader knows of those without lanes too
+	advice, unknown := Advise(facts)
 	r.Advice, r.AdviceUnknown = append(r.Advice, advice...), append(r.AdviceUnknown, unknown...)
 	return r
 }
@@ -167,9 +169,6 @@ func (c *Collector) facts(s *serverSettings, d Database) Facts {
 		if f.Cores == 0 {
 			f.Cores = m.Cores
 		}
-	}
-	if c.Replicas != nil {
-		f.Replicas = max(f.Replicas, c.Replicas())
 	}
 	if w := d.WAL; w != nil {
 		f.WALBytesPerSecond, f.WALBytes, f.FullPageImages = w.BytesPerSecond, w.Bytes, w.FullPageImages

@@ -18,6 +18,9 @@ const partLimits = `SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout =
 // partTimeout is the same with the wait for a connection and an answer.
 const partTimeout = 10 * time.Second
 
+// lookTimeout bounds all parts together.
+const lookTimeout = 30 * time.Second
+
 // counters are what the database has counted by one moment. A part is nil where it could not be read.
 type counters struct {
 	version     int // as server_version_num
@@ -82,6 +85,8 @@ func readPart(ctx context.Context, db *pgxpool.Pool, do func(context.Context, pg
 
 // count reads all parts, as of now by this process's clock. before is the last look, nil for none: it tells which statements' texts are wanted.
 func count(ctx context.Context, db *pgxpool.Pool, now func() time.Time, before *counters, slow time.Duration) *counters {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	c := &counters{}
 	err := readPart(ctx, db, func(ctx context.Context, tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `SELECT current_setting('server_version_num')::int, current_setting('server_version')`).Scan(&c.version, &c.name)

@@ -50,11 +50,8 @@ func figures(before, after moment, cached bool) Report {
 		}
 	}
 
-	if r.Pool = pool(from, to, "db_pool_connections", "db_pool_acquire_seconds"); r.Pool != nil {
-		waiting, failures := to.Sum("db_pool_waiting"), added("db_pool_acquire_failures_total")
-		r.Pool.Waiting, r.Pool.Failures = &waiting, &failures
-	}
-	r.Reads = pool(from, to, "query_pool_connections", "query_acquire_seconds")
+	r.Pool = pool(from, to, "db_pool", "db_pool_acquire_seconds")
+	r.Reads = pool(from, to, "query_pool", "query_acquire_seconds")
 	if cached {
 		r.Cache = cache(from.By("query_cache_requests_total", "result"), to.By("query_cache_requests_total", "result"))
 	}
@@ -75,15 +72,16 @@ func quantiles(d watched.Distribution) Quantile {
 }
 
 // pool is nil where the pool isn't watched.
-func pool(from, to watched.Sample, connections, acquire string) *Pool {
-	by := to.By(connections, "state")
+func pool(from, to watched.Sample, prefix, acquire string) *Pool {
+	by := to.By(prefix+"_connections", "state")
 	if by["max"] == 0 {
 		return nil
 	}
 	waits := within(from, to, acquire)
+	failures := prefix + "_acquire_failures_total"
 	return &Pool{
-		Max: by["max"], Total: by["idle"] + by["acquired"] + by["constructing"], Active: by["acquired"], Idle: by["idle"],
-		Acquires: waits.Count, AcquireMeanSeconds: waits.Mean(), AcquireP95Seconds: waits.Quantile(0.95),
+		Max: by["max"], Total: by["idle"] + by["acquired"] + by["constructing"], Active: by["acquired"], Idle: by["idle"], Waiting: to.Sum(prefix + "_waiting"),
+		Acquires: waits.Count, AcquireMeanSeconds: waits.Mean(), AcquireP95Seconds: waits.Quantile(0.95), Failures: to.Sum(failures) - from.Sum(failures),
 	}
 }
 

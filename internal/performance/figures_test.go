@@ -82,7 +82,7 @@ func TestFiguresOfTheWorker(t *testing.T) {
 	require.Equal(t, map[string]float64{"transient": 3}, r.Flush.Retries)
 	require.InDelta(t, 2, r.Flush.Fenced, 0)
 
-	require.Equal(t, []float64{20, 6, 3, 2, 6, 4}, []float64{r.Pool.Max, r.Pool.Total, r.Pool.Active, r.Pool.Idle, *r.Pool.Waiting, *r.Pool.Failures})
+	require.Equal(t, []float64{20, 6, 3, 2, 6, 4}, []float64{r.Pool.Max, r.Pool.Total, r.Pool.Active, r.Pool.Idle, r.Pool.Waiting, r.Pool.Failures})
 	require.EqualValues(t, 100, r.Pool.Acquires)
 	require.InDelta(t, 0.0004, r.Pool.AcquireMeanSeconds, 1e-9)
 	require.InDelta(t, 0.0004, r.Pool.AcquireP95Seconds, 0.0004)
@@ -102,8 +102,10 @@ func TestFiguresOfTheWorker(t *testing.T) {
 
 	m.WatchQueryPool(func() metrics.PoolState { return metrics.PoolState{Idle: 1, Max: 4} })
 	m.QueryAcquireSeconds.Observe(2)
+	m.QueryPoolWaiting.Set(5)
+	m.QueryPoolFailures.Add(3)
 	r = figures(after, take(start.Add(3*time.Minute)), true)
-	require.Equal(t, Pool{Max: 4, Total: 1, Idle: 1, Acquires: 1, AcquireMeanSeconds: 2, AcquireP95Seconds: r.Reads.AcquireP95Seconds}, *r.Reads)
+	require.Equal(t, Pool{Max: 4, Total: 1, Idle: 1, Waiting: 5, Failures: 3, Acquires: 1, AcquireMeanSeconds: 2, AcquireP95Seconds: r.Reads.AcquireP95Seconds}, *r.Reads)
 	require.InDelta(t, 2, r.Reads.AcquireP95Seconds, 1)
 	require.Zero(t, r.Ingest.Records, "the next window begins with nothing")
 	require.Zero(t, r.Flush.Duration)

@@ -55,6 +55,8 @@ func (o *Optimizer) Cache(ctx context.Context, c *Cache) error {
 	if c == nil || o.Clear == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	for _, a := range o.decide(Figures{Cache: c}) {
 		var id int64
 		err := pgx.BeginFunc(ctx, o.DB, func(tx pgx.Tx) (err error) {

@@ -13,7 +13,7 @@ type Report struct {
 	Seconds       float64        `json:"seconds"`
 	Ingest        Ingest         `json:"ingest"`
 	Flush         Flush          `json:"flush"`
-	Pool          *Pool          `json:"pool"`  // for ingest; nil where nobody tells of it
+	Pool          *Pool          `json:"pool"`  // for ingest
 	Reads         *Pool          `json:"reads"` // the pool for reads
 	Cache         *Cache         `json:"cache"` // nil without Redis
 	Process       Process        `json:"process"`
@@ -57,15 +57,15 @@ type Flush struct {
 
 // Pool is a pool of database connections: as it is at the end of the window, and what was waited for it within.
 type Pool struct {
-	Max                float64  `json:"max"`
-	Total              float64  `json:"total"`
-	Active             float64  `json:"active"`
-	Idle               float64  `json:"idle"`
-	Waiting            *float64 `json:"waiting"` // nil where it isn't counted
-	Acquires           uint64   `json:"acquires"`
-	AcquireMeanSeconds float64  `json:"acquire_mean_seconds"`
-	AcquireP95Seconds  float64  `json:"acquire_p95_seconds"`
-	Failures           *float64 `json:"failures"` // nil where they aren't counted
+	Max                float64 `json:"max"`
+	Total              float64 `json:"total"`
+	Active             float64 `json:"active"`
+	Idle               float64 `json:"idle"`
+	Waiting            float64 `json:"waiting"`
+	Acquires           uint64  `json:"acquires"`
+	AcquireMeanSeconds float64 `json:"acquire_mean_seconds"`
+	AcquireP95Seconds  float64 `json:"acquire_p95_seconds"`
+	Failures           float64 `json:"failures"` // acquires that got none
 }
 
 // Cache is how the cache of queries paid. A get is a look that Redis answered; what was stored, and what waited for another's look, is none.

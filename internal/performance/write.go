@@ -84,8 +84,8 @@ func (p *printer) worker(r Report) {
 			p.row(pool.name, "-")
 			continue
 		}
-		p.row(pool.name, fmt.Sprintf("%s of %s, %s active, %s idle, %s waiting", number(pool.Total), number(pool.Max), number(pool.Active), number(pool.Idle), optional(pool.Waiting, number)),
-			fmt.Sprintf("acquired %d times in %s (p95 %s), %s failed", pool.Acquires, duration(pool.AcquireMeanSeconds), duration(pool.AcquireP95Seconds), optional(pool.Failures, number)))
+		p.row(pool.name, fmt.Sprintf("%s of %s, %s active, %s idle, %s waiting", number(pool.Total), number(pool.Max), number(pool.Active), number(pool.Idle), number(pool.Waiting)),
+			fmt.Sprintf("acquired %d times in %s (p95 %s), %s failed", pool.Acquires, duration(pool.AcquireMeanSeconds), duration(pool.AcquireP95Seconds), number(pool.Failures)))
 	}
 	p.section("Cache")
 	if c := r.Cache; c == nil {
