@@ -120,8 +120,6 @@ func (s rawSetting) number() (float64, error) {
 	switch s.unit {
 	case "", "ms", "s":
 		return v, nil
-	case "min":
-		return v * 60, nil
 	}
 	for _, u := range []struct {
 		suffix string
