@@ -31,6 +31,8 @@ const (
 	patience = 15 * time.Minute
 	// longestPause is between two attempts.
 	longestPause = time.Minute
+	// lastPause is between two attempts while the worker stops.
+	lastPause = 200 * time.Millisecond
 )
 
 // Options say where to send, and as whom.
@@ -54,7 +56,7 @@ type Webhook struct {
 	host     string
 	client   *http.Client
 	queue    chan notice
-	stopping chan struct{} // closed when what is queued is to be delivered now or never
+	stopping chan struct{} // closed when what is queued is to be delivered soon
 	done     chan struct{} // closed when Run has ended
 }
 
@@ -147,7 +149,7 @@ func (w *Webhook) Run(ctx context.Context) {
 	}
 }
 
-// Close has what is queued delivered without further pauses, and returns when it was tried.
+// Close has what is queued delivered soon, and returns when that is done or Run's context has ended.
 func (w *Webhook) Close() {
 	close(w.stopping)
 	close(w.queue)
@@ -159,20 +161,11 @@ func (w *Webhook) failed(p payload, err error) {
 	w.options.Log.Error("an alert was not delivered to the webhook", zap.String("alert", p.Alert), zap.String("status", p.Status), zap.String("host", w.host), zap.Error(err))
 }
 
-// deliver tries until it is taken or refused for good, until it is too old, or until ctx ends. While the worker stops it tries once more.
+// deliver tries until it is taken or refused for good, until it is too old, or until ctx ends. While the worker stops it pauses for moments only.
 func (w *Webhook) deliver(ctx context.Context, n notice) error {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval, pauses.MaxInterval = 500*time.Millisecond, longestPause
-	stopping := w.stopping
 	for attempt := 1; ; attempt++ {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		select {
-		case <-w.stopping:
-			stopping = nil
-		default:
-		}
 		err := w.post(ctx, n)
 		var permanent *backoff.PermanentError
 		if err == nil || errors.As(err, &permanent) {
@@ -183,17 +176,31 @@ func (w *Webhook) deliver(ctx context.Context, n notice) error {
 		if errors.As(err, &asked) {
 			pause = min(max(pause, asked.Duration), longestPause)
 		}
-		if stopping == nil || time.Since(n.begun)+pause > patience {
+		if time.Since(n.begun)+pause > patience {
 			return fmt.Errorf("after %d attempts: %w", attempt, err)
 		}
 		if attempt == 1 {
 			w.options.Log.Warn("an alert could not be delivered to the webhook, trying again", zap.String("alert", n.Alert), zap.String("host", w.host), zap.Error(err))
 		}
-		select {
-		case <-time.After(pause):
-		case <-stopping:
-		case <-ctx.Done():
+		if !w.pause(ctx, pause) {
+			return fmt.Errorf("the worker stops, after %d attempts: %w", attempt, err)
 		}
+	}
+}
+
+// pause waits before the next attempt. It returns false where there is to be none.
+func (w *Webhook) pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-w.stopping:
+	case <-ctx.Done():
+	case <-time.After(d):
+		return true
+	}
+	select { // stopping
+	case <-ctx.Done():
+		return false
+	case <-time.After(min(d, lastPause)):
+		return true
 	}
 }
 

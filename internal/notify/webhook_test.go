@@ -279,36 +279,42 @@ func TestGivenUp(t *testing.T) {
 	})
 }
 
-// TestClose: a worker that stops delivers what is queued, and doesn't wait for a receiver that is away.
+// TestClose: a worker that stops delivers what is queued, tries what fails again soon, and waits for a receiver that is away no longer than it is told to.
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		attempts := 0
 		b := open(t, func(int, payload) *http.Response {
 			attempts++
-			if attempts < 8 { // the pause is seconds long by then
+			if attempts < 10 { // the pause is many seconds long by then
 				return nil
 			}
 			return status(200)
 		})
 		b.Send(firing("gaps"))
-		for b.Send(firing("lane_halted")); len(b.deliveries()) < 7; {
+		for b.Send(firing("lane_halted")); len(b.deliveries()) < 8; {
 			time.Sleep(time.Second)
 		}
 		stopped := time.Now()
 		b.Close()
-		require.Zero(t, time.Since(stopped))
-		require.Equal(t, "gaps firing", b.said()[7])
-		require.Equal(t, "lane_halted firing", b.said()[8])
+		require.Less(t, time.Since(stopped), time.Second)
+		require.Equal(t, []string{"gaps firing", "lane_halted firing"}, b.said()[9:])
 		require.EqualValues(t, 2, b.count(t, "sent"))
 
+		ctx, cancel := context.WithCancel(t.Context())
 		b = open(t, func(int, payload) *http.Response { return nil })
-		b.Send(firing("gaps"))
-		b.Send(firing("lane_halted"))
-		synctest.Wait()
+		away, err := New(b.Webhook.options)
+		require.NoError(t, err)
+		away.client.Transport = b.receiver
+		go away.Run(ctx)
+		away.Send(firing("gaps"))
+		away.Send(firing("lane_halted"))
 		stopped = time.Now()
-		b.Close()
-		require.Zero(t, time.Since(stopped))
+		time.AfterFunc(5*time.Second, cancel)
+		away.Close()
+		require.Equal(t, 5*time.Second, time.Since(stopped))
+		require.Greater(t, len(b.deliveries()), 10)
 		require.EqualValues(t, 2, b.count(t, "failed"))
+		b.Close()
 	})
 }
 
@@ -348,7 +354,9 @@ func TestNoSecrets(t *testing.T) {
 		w.Send(firing("gaps"))
 		close(w.stopping)
 		close(w.queue)
-		w.Run(t.Context())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		w.Run(ctx)
+		cancel()
 	}
 	require.Positive(t, logs.Len())
 	for _, entry := range logs.All() {
