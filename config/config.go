@@ -84,7 +84,7 @@ type Config struct {
 	OptimizeVacuum  bool          `envconfig:"OPTIMIZE_VACUUM" default:"true" desc:"As the leader, VACUUM partitions with many dead rows"`
 
 	AlertInterval   time.Duration `envconfig:"ALERT_INTERVAL" default:"15s" min:"100ms" max:"1h" desc:"Time between two looks of the alert rules"`
-	AlertRulesFile  string        `envconfig:"ALERT_RULES_FILE" desc:"YAML file that changes the alert rules: threshold, for, cool_down, off"`
+	AlertRulesFile  string        `envconfig:"ALERT_RULES_FILE" desc:"YAML file that changes the alert rules: threshold, window, for, cool_down, off"`
 	AlertWebhookURL Secret        `envconfig:"ALERT_WEBHOOK_URL" desc:"Where alerts are sent, as JSON by POST; empty for nowhere"`
 	AlertWebhookKey Secret        `envconfig:"ALERT_WEBHOOK_KEY" desc:"HMAC key that signs what is sent there"`
 

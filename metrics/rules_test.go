@@ -341,3 +341,16 @@ func TestRulesFile(t *testing.T) {
 		}
 	}
 }
+
+// TestRulesOfDeploy: the Prometheus of deploy loads the rules.
+func TestRulesOfDeploy(t *testing.T) {
+	text, err := os.ReadFile("../deploy/prometheus.yml")
+	require.NoError(t, err)
+	require.Contains(t, string(text), "rule_files: [prometheus/alerts.yaml]")
+	out, err := testkit.PromtoolConfig(t, "../deploy/prometheus.yml")
+	require.NoError(t, err, out)
+	require.Contains(t, out, "12 rules found")
+	text, err = os.ReadFile("../deploy/compose.yaml")
+	require.NoError(t, err)
+	require.Contains(t, string(text), "./prometheus/alerts.yaml:/etc/prometheus/prometheus/alerts.yaml:ro")
+}

@@ -38,6 +38,12 @@ func PromtoolRules(t testing.TB, rules, tests string) (string, error) {
 	return out + more, err
 }
 
+// PromtoolConfig lets promtool check a configuration of Prometheus, with the rules that it loads.
+func PromtoolConfig(t testing.TB, path string) (string, error) {
+	t.Helper()
+	return promtool(t, "", "check", "config", path)
+}
+
 func promtool(t testing.TB, input string, args ...string) (string, error) {
 	t.Helper()
 	path, err := program("promtool", "prometheus")
