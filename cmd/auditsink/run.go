@@ -34,15 +34,15 @@ func newRunCommand() *cobra.Command {
 	}
 }
 
-// newLogger logs to standard error as the settings say, from the level on that it returns, which may be changed later. In a flood, of the messages of one second
-// that have the same text, the first hundred and each hundredth after that are logged.
+// newLogger logs to standard error as the settings say, from the level on that it returns, which may be changed later. A flood of lines that are alike is thinned
+// out, in either format: see flood.
 func newLogger(cfg config.Config) (*zap.Logger, zap.AtomicLevel, error) {
 	z := zap.NewProductionConfig()
 	if cfg.LogFormat == "console" {
-		sampling := z.Sampling
 		z = zap.NewDevelopmentConfig()
-		z.Development, z.Sampling = false, sampling
+		z.Development = false
 	}
+	z.Sampling = nil
 	level, err := zapcore.ParseLevel(cfg.LogLevel)
 	if err != nil {
 		return nil, z.Level, fmt.Errorf("make the log: %w", err)
@@ -50,7 +50,7 @@ func newLogger(cfg config.Config) (*zap.Logger, zap.AtomicLevel, error) {
 	z.Level.SetLevel(level)
 	z.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	z.DisableStacktrace = true
-	log, err := z.Build()
+	log, err := z.Build(thin())
 	if err != nil {
 		return nil, z.Level, fmt.Errorf("make the log: %w", err)
 	}
