@@ -294,6 +294,19 @@ func TestAlerts(t *testing.T) {
 	w.raised(t, "slow_queries")
 	w.resolved(t, "slow_queries")
 
+	// Questions that are never asked twice, and then one that always is.
+	for i := range 80 {
+		require.Equal(t, http.StatusOK, ask(t, w.process, fmt.Sprintf("/v1/events?limit=1&action=a%d", i)))
+	}
+	require.Less(t, w.raised(t, "low_hit_ratio").Value, 0.5)
+	eventually(t, "most are hits", func() bool {
+		for range 20 {
+			require.Equal(t, http.StatusOK, ask(t, w.process, "/v1/events?limit=1&action=always"))
+		}
+		return w.hook.last("low_hit_ratio").Status == "resolved"
+	})
+	w.resolved(t, "low_hit_ratio")
+
 	// Postgres goes away.
 	require.NoError(t, server.Stop())
 	w.raised(t, "connection_failures")

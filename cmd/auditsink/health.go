@@ -144,7 +144,8 @@ func (p *watchedPool) health(s postgres.State, now time.Time) metrics.Component 
 	case p.took > slowCheck:
 		advise(metrics.Warning, "Postgres takes %s to answer a SELECT 1: see what keeps it, or the way to it, busy", p.took.Round(time.Millisecond))
 	}
-	if !p.busy && (p.waiting > 1 || s.MeanAcquire > slowAcquire) {
+	// The average remembers what is over where connections are rarely asked for, so the check must have been slow too.
+	if !p.busy && (p.waiting > 1 || s.MeanAcquire > slowAcquire && p.took > slowAcquire) {
 		advise(metrics.Warning, "connections are waited for (%d wait, %s on average): raise %s, or find what keeps them busy", s.Waiting, s.MeanAcquire.Round(time.Millisecond), p.setting)
 	}
 	return c
