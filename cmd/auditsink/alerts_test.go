@@ -26,6 +26,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"auditsink/internal/testkit"
+	"auditsink/metrics"
 )
 
 // hook is a receiver of alerts. It refuses each notice once before it takes it.
@@ -60,7 +61,8 @@ func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.mu.Unlock()
 	body, err := io.ReadAll(r.Body)
 	mac := hmac.New(sha256.New, []byte(h.key))
-	fmt.Fprintf(mac, "%s.%s", r.Header.Get("Auditsink-Timestamp"), body)
+	mac.Write([]byte(r.Header.Get("Auditsink-Timestamp") + "."))
+	mac.Write(body)
 	sent, atErr := strconv.ParseInt(r.Header.Get("Auditsink-Timestamp"), 10, 64)
 	var n alertNotice
 	switch {
@@ -318,6 +320,7 @@ func TestAlerts(t *testing.T) {
 
 	w.stop(t)
 	firing := w.hook.requireSound(t)
+	require.Len(t, firing, len(metrics.Rules()), "every rule")
 	for alert, times := range firing {
 		require.Len(t, regexp.MustCompile(`"msg":"alert: [^"]*","alert":"`+alert+`"`).FindAllString(w.errs.String(), -1), times, alert)
 	}

@@ -122,8 +122,11 @@ func TestHealthOfPools(t *testing.T) {
 	}
 	c := look(time.Now())
 	require.Equal(t, metrics.Warning, c.Status)
-	require.Equal(t, true, c.Details["ingest"].(map[string]any)["answers"])
-	require.Equal(t, false, c.Details["reads"].(map[string]any)["answers"])
+	for name, answers := range map[string]bool{"ingest": true, "reads": false} {
+		details, ok := c.Details[name].(map[string]any)
+		require.True(t, ok)
+		require.Equal(t, answers, details["answers"], name)
+	}
 	require.Equal(t, metrics.Critical, look(time.Now().Add(brokenAfter)).Status, "it never answered")
 
 	conn, err := pool.Acquire(t.Context())

@@ -226,15 +226,17 @@ func (w *Webhook) post(ctx context.Context, n notice) error {
 		}
 		return err
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10)) // so that the connection can be used again
-	if err = errors.Join(err, resp.Body.Close()); resp.StatusCode/100 == 2 {
-		return nil //nolint:nilerr // it was taken, whatever became of the rest of the answer
+	// The rest of the answer is read so that the connection can be used again; it says nothing that we would do otherwise for.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	_ = resp.Body.Close()
+	if resp.StatusCode/100 == 2 {
+		return nil
 	}
 	refused := fmt.Errorf("the webhook answers %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	if resp.StatusCode/100 != 5 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
 		return backoff.Permanent(refused)
 	}
-	if seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After")); seconds > 0 { //nolint:errcheck // a date, or nonsense, asks for nothing
+	if seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After")); seconds > 0 { // a date, or nonsense, asks for nothing
 		return fmt.Errorf("%w: %w", refused, backoff.RetryAfter(seconds))
 	}
 	return refused

@@ -302,7 +302,7 @@ func TestClose(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		b = open(t, func(int, payload) *http.Response { return nil })
-		away, err := New(b.Webhook.options)
+		away, err := New(b.options)
 		require.NoError(t, err)
 		away.client.Transport = b.receiver
 		go away.Run(ctx)
