@@ -42,7 +42,7 @@ type worker struct {
 func report(t *testing.T, address, name string, timeout time.Duration, prepare ...func(*worker)) *worker {
 	t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
-	client := connect(t, address, redis.Options{DialTimeout: timeout, ReadTimeout: timeout, WriteTimeout: timeout, PoolTimeout: timeout, DialerRetries: 1})
+	client := connect(t, address, redis.Options{DialerRetries: 1, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute, PoolTimeout: time.Minute}) // no limits of its own
 	w := &worker{t: t, name: name, metrics: metrics.New("v1", event.Reasons()), logs: logs, fleet: fleet.Open(client, "s1.2.3", "g", life, ample)}
 	r := &fleet.Reporter{
 		Client: client, Group: "g", Life: life, Timeout: timeout, Metrics: w.metrics, Log: zap.New(core),

@@ -90,7 +90,16 @@ func TestStrangeValues(t *testing.T) {
 	require.NoError(t, client.LPush(t.Context(), base+"replica:g-list", "x").Err())
 	require.NoError(t, client.LPush(t.Context(), base+"summary", "x").Err())
 	require.NoError(t, f.Publish(t.Context(), some("right")))
+	sent := func() (bytes int) {
+		t.Helper()
+		info := client.InfoMap(t.Context(), "stats")
+		_, err := fmt.Sscan(info.Item("Stats", "total_net_output_bytes"), &bytes)
+		require.NoError(t, err)
+		return bytes
+	}
+	before := sent()
 	v := read(t, f)
+	require.Less(t, sent()-before, 500<<10, "what is too large isn't fetched")
 	require.Equal(t, []string{"right"}, instances(v))
 	require.Nil(t, v.Summary)
 	require.Len(t, v.Notes, 8)
