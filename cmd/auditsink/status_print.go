@@ -231,7 +231,7 @@ func table(page *strings.Builder, head string, rows func(row func(...any))) {
 }
 
 func linef(page *strings.Builder, format string, args ...any) {
-	fmt.Fprintf(page, format+"\n", args...) //nolint:errcheck // a strings.Builder takes everything
+	fmt.Fprintf(page, format+"\n", args...)
 }
 
 // plain is a text that moves no cursor and breaks no line, whoever wrote it.

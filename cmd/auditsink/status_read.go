@@ -272,7 +272,7 @@ func (r *statusReader) guessFleet(ctx context.Context, s *status) (fleet.View, e
 	case len(all) == 0:
 		return fleet.View{}, nil
 	default:
-		return fleet.View{}, fmt.Errorf("Redis has replicas of %d databases, and the database can't be asked which are its own", len(all)) //nolint:staticcheck,revive // a name
+		return fleet.View{}, fmt.Errorf("Redis has replicas of %d databases, and the database can't be asked which are its own", len(all)) //nolint:staticcheck // a name
 	}
 }
 

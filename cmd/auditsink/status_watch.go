@@ -40,7 +40,7 @@ func watchStatus(ctx context.Context, out io.Writer, r *statusReader, interval t
 	for {
 		s := r.read(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // Ctrl-C is how it ends
+			return nil // Ctrl-C is how it ends
 		}
 		switch {
 		case asJSON:

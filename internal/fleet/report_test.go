@@ -164,8 +164,8 @@ func TestRedisFaults(t *testing.T) {
 			},
 		},
 		"slow by 5 s": {
-			func(t *testing.T, _ *testkit.RedisServer, p *testkit.Proxy) { p.Latency(5*time.Second, 0) },
-			func(t *testing.T, _ *testkit.RedisServer, p *testkit.Proxy) { p.Heal() },
+			func(_ *testing.T, _ *testkit.RedisServer, p *testkit.Proxy) { p.Latency(5*time.Second, 0) },
+			func(_ *testing.T, _ *testkit.RedisServer, p *testkit.Proxy) { p.Heal() },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -114,7 +114,7 @@ func (f *Fleet) Read(ctx context.Context) (View, error) {
 func (f *Fleet) read(ctx context.Context) (View, error) {
 	var v View
 	instances, err := bounded(ctx, f.timeout, func(ctx context.Context) ([]string, error) {
-		return f.client.ZRevRange(ctx, f.replicas(), 0, mostReplicas-1).Result()
+		return latest(ctx, f.client, f.replicas(), mostReplicas)
 	})
 	if err != nil {
 		return v, err
@@ -225,12 +225,17 @@ func (f *Fleet) onSummary(ctx context.Context, do func(there *Summary, p redis.P
 // Databases are the identities of the databases for which replicas of a group have written figures lately: for those who can't ask the database.
 func Databases(ctx context.Context, client *redis.Client, group string, timeout time.Duration) ([]string, error) {
 	all, err := bounded(ctx, timeout, func(ctx context.Context) ([]string, error) {
-		return client.ZRevRange(ctx, databases(group), 0, mostDatabases-1).Result()
+		return latest(ctx, client, databases(group), mostDatabases)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read from Redis which databases have replicas: %w", err)
 	}
 	return all, nil
+}
+
+// latest are the members of a sorted set with the highest scores, the highest first.
+func latest(ctx context.Context, client *redis.Client, key string, most int64) ([]string, error) {
+	return client.ZRangeArgs(ctx, redis.ZRangeArgs{Key: key, Start: 0, Stop: most - 1, Rev: true}).Result()
 }
 
 // value is what a key holds.
