@@ -35,7 +35,10 @@ func TestDefaultValues(t *testing.T) {
 		PoolRetryAttempts: 3, PoolRetryDelay: time.Second,
 		FlushRows: 5000, FlushBytes: 8 << 20, FlushInterval: 500 * time.Millisecond, BufferBytes: 32 << 20,
 		PartitionInterval: "month", PartitionAhead: 6, RetentionMinDays: 30, RetentionGraceDays: 7,
-		LeaderLease: 30 * time.Second, MaintenanceInterval: 10 * time.Minute, EventMaxBytes: 1 << 20, RetentionHorizonDays: 2555,
+		LeaderLease: 30 * time.Second, MaintenanceInterval: 10 * time.Minute,
+		RedisTimeout: 250 * time.Millisecond, QueryMaxConns: 4, QueryTimeout: 10 * time.Second, SlowQuery: time.Second, CacheTTL: time.Hour, CacheEntryBytes: 1 << 20,
+		ReportInterval: 5 * time.Minute, OptimizeCache: true, OptimizeAnalyze: true, OptimizeVacuum: true, AlertInterval: 15 * time.Second,
+		EventMaxBytes: 1 << 20, RetentionHorizonDays: 2555,
 		HTTPAddr: "127.0.0.1:9464", ShutdownTimeout: 30 * time.Second, LogLevel: "info", LogFormat: "json",
 	}, Default())
 }

@@ -2,9 +2,12 @@ package kafka
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -111,4 +114,26 @@ func TestLoggerLine(t *testing.T) {
 	log := newLogger(zap.New(core, zap.AddCaller(), zap.AddStacktrace(zapcore.WarnLevel)))
 	log.Log(kgo.LogLevelError, "unable to join", "group", "g", "n", 1)
 	require.JSONEq(t, `{"level":"error","logger":"kafka","msg":"unable to join","group":"g","n":1}`, out.String())
+}
+
+// A broker that can't be reached is told of; one that can isn't.
+func TestOnConnectFailure(t *testing.T) {
+	for address, fails := range map[string]bool{"127.0.0.1:1": true, testkit.Kafka(t).Brokers()[0]: false} {
+		var told atomic.Int64
+		client, err := kgo.NewClient(kgo.SeedBrokers(address), OnConnectFailure(func() { told.Add(1) }))
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		if fails { // the client tries again until it is told to end
+			go func() {
+				for told.Load() == 0 && ctx.Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				cancel()
+			}()
+		}
+		require.Equal(t, fails, client.Ping(ctx) != nil)
+		cancel()
+		client.Close()
+		require.Equal(t, fails, told.Load() > 0)
+	}
 }

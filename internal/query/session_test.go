@@ -130,8 +130,7 @@ type cutConn struct {
 
 func (c *cutConn) Read(b []byte) (int, error) {
 	if c.left <= 0 {
-		c.Close()
-		return 0, net.ErrClosed
+		return 0, errors.Join(net.ErrClosed, c.Close())
 	}
 	n, err := c.Conn.Read(b[:min(len(b), c.left)])
 	c.left -= n

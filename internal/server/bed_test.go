@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"auditsink/internal/performance"
 	"auditsink/internal/postgres"
 	"auditsink/internal/query"
 	"auditsink/internal/server"
@@ -111,7 +112,7 @@ func newBed(t *testing.T, s setup) *bed {
 	level := zap.NewAtomicLevelAt(zapcore.InfoLevel)
 	so := server.Options{
 		Addr: "127.0.0.1:0", Scrape: b.metrics.Handler(), Ready: func() error { return nil }, Health: healthy, Level: &level, Log: zap.New(core), Exports: 4,
-		Reader: reader, Report: func(context.Context) (any, error) { return map[string]int{"rows": 1}, nil },
+		Reader: reader, Report: func(context.Context) (any, error) { return performance.Report{}, nil },
 	}
 	if !s.noTokens {
 		so.Tokens, _, _ = openTokens(

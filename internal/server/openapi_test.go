@@ -51,7 +51,7 @@ type schema struct {
 	Type                 any    // a name, or a list of them
 	Properties           map[string]schema
 	Required             []string
-	AdditionalProperties *bool
+	AdditionalProperties any // false, or a schema
 	Items                *schema
 	Enum                 []string
 	Format               string
@@ -77,7 +77,6 @@ func (c *conformance) check(s schema, name string, v any) {
 	if t, ok := s.Type.(string); ok {
 		types = []any{t}
 	}
-	kind := map[bool]string{true: "integer", false: "number"}
 	switch v := v.(type) {
 	case nil:
 		require.Contains(c, types, "null", name)
@@ -85,7 +84,7 @@ func (c *conformance) check(s schema, name string, v any) {
 		require.Contains(c, types, "boolean", name)
 	case json.Number:
 		_, err := strconv.ParseInt(v.String(), 10, 64)
-		require.Contains(c, types, kind[err == nil], name)
+		require.True(c, slices.Contains(types, "number") || err == nil && slices.Contains(types, "integer"), "%s: %s isn't %v", name, v, types)
 	case string:
 		require.Contains(c, types, "string", name)
 		if len(s.Enum) > 0 {
@@ -105,8 +104,7 @@ func (c *conformance) check(s schema, name string, v any) {
 		if s.Properties == nil {
 			return // any object
 		}
-		require.NotNil(c, s.AdditionalProperties, "%s leaves open what else it has", name)
-		require.False(c, *s.AdditionalProperties)
+		require.Equal(c, false, s.AdditionalProperties, "%s leaves open what else it has", name)
 		for _, required := range s.Required {
 			require.Contains(c, v, required, name)
 		}
@@ -236,7 +234,7 @@ func TestOpenAPI(t *testing.T) {
 	})
 	t.Run("no database", func(t *testing.T) {
 		b := newBed(t, setup{url: "postgres://nobody@127.0.0.1:1/none", server: func(o *server.Options) {
-			o.Report = func(ctx context.Context) (any, error) {
+			o.Report = func(context.Context) (any, error) {
 				return nil, &net.OpError{Op: "dial", Err: errors.New("refused")}
 			}
 		}})
@@ -286,6 +284,9 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 	for name, s := range c.Components.Schemas {
+		if name == "Report" { // TestOpenAPIReport knows all of it
+			continue
+		}
 		for _, property := range slices.Sorted(maps.Keys(s.Properties)) {
 			require.True(t, c.seen[name+"."+property], "no answer had %s.%s", name, property)
 		}
