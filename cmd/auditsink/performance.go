@@ -12,11 +12,11 @@ import (
 	"auditsink/metrics"
 )
 
-// newOptimizer makes what keeps the database fast by itself. clear makes all entries of the cache of queries misses; nil: there is no cache.
-func newOptimizer(cfg config.Config, maintenance *postgres.Pool, clear func(context.Context) error, m *metrics.Metrics, log *zap.Logger) *performance.Optimizer {
+// newOptimizer makes what keeps the database fast by itself. forget makes all entries of the cache of queries misses; nil: there is no cache.
+func newOptimizer(cfg config.Config, maintenance *postgres.Pool, forget func(context.Context) error, m *metrics.Metrics, log *zap.Logger) *performance.Optimizer {
 	return &performance.Optimizer{
 		DB: maintenance.Pool, On: performance.Switches{Cache: cfg.OptimizeCache, Analyze: cfg.OptimizeAnalyze, Vacuum: cfg.OptimizeVacuum},
-		By: owner(), Clear: clear, Metrics: m, Log: log, Now: time.Now,
+		By: owner(), Clear: forget, Metrics: m, Log: log, Now: time.Now,
 	}
 }
 

@@ -31,8 +31,10 @@ func TestAdvice(t *testing.T) {
 		want   string // setting=current→proposed, in order
 	}{
 		{"nothing to say", quiet, func(*Facts) {}, ""},
-		{"a new server on a machine of 16 GB", large, func(*Facts) {},
-			"shared_buffers=128MB→4GB effective_cache_size=4GB→12GB maintenance_work_mem=64MB→683MB"},
+		{
+			"a new server on a machine of 16 GB", large, func(*Facts) {},
+			"shared_buffers=128MB→4GB effective_cache_size=4GB→12GB maintenance_work_mem=64MB→683MB",
+		},
 		{"what is near enough stays", large, func(f *Facts) { f.SharedBuffers, f.EffectiveCacheSize, f.MaintenanceWorkMem = 2*gB, 6*gB, 400*mB }, ""},
 		{"too much memory", large, func(f *Facts) {
 			f.SharedBuffers, f.EffectiveCacheSize, f.MaintenanceWorkMem, f.WorkMem = 8*gB, 32*gB, 4*gB, gB
@@ -51,11 +53,15 @@ func TestAdvice(t *testing.T) {
 		{"others take them", quiet, func(f *Facts) { f.Others = 40 }, "max_connections=100→130"},
 		{"more workers", quiet, func(f *Facts) { f.Replicas = 8 }, "max_connections=100→230"},
 		{"no autovacuum", quiet, func(f *Facts) { f.Autovacuum, f.TrackCounts = false, false }, "track_counts=off→on autovacuum=off→on"},
-		{"a slow one", quiet, func(f *Facts) { f.AutovacuumWorkers, f.CostDelayMillis, f.CostLimit = 1, 20, 100 },
-			"autovacuum_vacuum_cost_delay=20ms→2ms autovacuum_max_workers=1→3 autovacuum_vacuum_cost_limit=100→200"},
+		{
+			"a slow one", quiet, func(f *Facts) { f.AutovacuumWorkers, f.CostDelayMillis, f.CostLimit = 1, 20, 100 },
+			"autovacuum_vacuum_cost_delay=20ms→2ms autovacuum_max_workers=1→3 autovacuum_vacuum_cost_limit=100→200",
+		},
 		{"it keeps up", quiet, func(f *Facts) { f.DeadRows, f.LiveRows, f.Cores = 1e6, 7e6, 8 }, ""},
-		{"it doesn't", quiet, func(f *Facts) { f.DeadRows, f.LiveRows, f.Cores = 4e6, 6e6, 12 },
-			"autovacuum_max_workers=3→6 autovacuum_vacuum_cost_limit=200→1000"},
+		{
+			"it doesn't", quiet, func(f *Facts) { f.DeadRows, f.LiveRows, f.Cores = 4e6, 6e6, 12 },
+			"autovacuum_max_workers=3→6 autovacuum_vacuum_cost_limit=200→1000",
+		},
 		{"checkpoints that hurry", quiet, func(f *Facts) { f.CheckpointTarget = 0.5 }, "checkpoint_completion_target=0.5→0.9"},
 		{"little WAL", quiet, func(f *Facts) { f.WALBytesPerSecond = 1.7 * float64(mB) }, ""},
 		{"much", quiet, func(f *Facts) { f.WALBytesPerSecond = 10 * float64(mB) }, "max_wal_size=1GB→7GB"},
