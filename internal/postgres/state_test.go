@@ -67,12 +67,12 @@ func TestPoolState(t *testing.T) {
 	// The average follows what acquires take now.
 	slow := pool.State().MeanAcquire
 	require.Greater(t, slow, 20*time.Millisecond, "two that gave up after a while are part of it")
-	for range 300 {
+	for range 600 {
 		conn, err := pool.Acquire(t.Context())
 		require.NoError(t, err)
 		conn.Release()
 	}
-	require.Less(t, pool.State().MeanAcquire, slow/10)
+	require.Less(t, pool.State().MeanAcquire, slow/500, "of all there were it would be a hundredth")
 }
 
 // TestPoolCheckFails: a server that is gone, or hangs, is found within the deadline, and found again when it is back.
