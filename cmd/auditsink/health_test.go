@@ -155,7 +155,7 @@ func TestHealthWhileStarting(t *testing.T) {
 		require.NotEqual(t, "healthy", component(t, w, name).status, name)
 	}
 	eventually(t, "an alert says so too", func() bool { return w.metric(t, `alert_active{alert="connection_failures"}`) == 1 })
-	require.Equal(t, "waiting for Postgres", component(t, w, "kafka").details["not_ready"])
+	eventually(t, "health says what it waits for", func() bool { return component(t, w, "kafka").details["not_ready"] == "waiting for Postgres" })
 	require.NoError(t, server.Restart(t.Context()))
 	for _, name := range []string{"kafka", "pool"} {
 		eventually(t, name+" is healthy", func() bool { return component(t, w, name).status == "healthy" })
