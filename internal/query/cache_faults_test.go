@@ -392,21 +392,21 @@ func newCutter(t *testing.T, upstream string) *cutter {
 			}
 			server, err := (&net.Dialer{}).DialContext(context.WithoutCancel(t.Context()), "tcp", upstream)
 			if err != nil {
-				_ = client.Close() //nolint:errcheck // it learns of it
+				_ = client.Close()
 				continue
 			}
 			c.mu.Lock()
 			c.pairs = append(c.pairs, client, server)
 			c.mu.Unlock()
-			hangUp := func() { _ = errors.Join(client.Close(), server.Close()) } //nolint:errcheck // one of them may be closed
-			all.Go(func() { defer hangUp(); _, _ = io.Copy(server, client) })    //nolint:errcheck // it ends as it ends
+			hangUp := func() { _ = errors.Join(client.Close(), server.Close()) } // one of them may be closed
+			all.Go(func() { defer hangUp(); _, _ = io.Copy(server, client) })    // it ends as it ends
 			all.Go(func() {
 				defer hangUp()
 				from := io.Reader(server)
 				if n := c.after.Load(); n >= 0 {
 					from = io.LimitReader(server, n)
 				}
-				_, _ = io.Copy(client, from) //nolint:errcheck // it ends as it ends
+				_, _ = io.Copy(client, from) // it ends as it ends
 			})
 		}
 	})
@@ -428,7 +428,7 @@ func (c *cutter) hangUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.pairs {
-		_ = p.Close() //nolint:errcheck // it may be closed
+		_ = p.Close() // it may be closed
 	}
 	c.pairs = nil
 }

@@ -121,7 +121,7 @@ func TestFlightFails(t *testing.T) {
 	c, g := newCache(t, connect(t, server.URL(), redisTimeout)), newGate("answer")
 	refused := errors.New("refused")
 	load := func(ctx context.Context) ([]byte, error) {
-		_, _ = g.load(ctx) //nolint:errcheck // it is what comes after it that counts
+		_, _ = g.load(ctx) // it is what comes after it that counts
 		return []byte("half an answer"), refused
 	}
 	a, b := c.ask(t.Context(), t, load), c.ask(t.Context(), t, load)
@@ -134,7 +134,7 @@ func TestFlightFails(t *testing.T) {
 	fault := errors.New("a bug")
 	for _, ctx := range []context.Context{t.Context(), query.Fresh(t.Context())} {
 		require.PanicsWithValue(t, fault, func() {
-			_, _ = c.Do(ctx, key("question"), time.Hour, func(context.Context) ([]byte, error) { panic(fault) }) //nolint:errcheck // it panics
+			_, _ = c.Do(ctx, key("question"), time.Hour, func(context.Context) ([]byte, error) { panic(fault) }) // it panics
 		})
 	}
 	c.Close()

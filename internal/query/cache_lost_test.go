@@ -61,7 +61,7 @@ func (l *loss) lost(cmd redis.Cmder) (fail, done bool) {
 	if cmd.Name() != "set" || l.fails == nil {
 		return false, false
 	}
-	key, _ := cmd.Args()[1].(string) //nolint:errcheck // empty otherwise
+	key, _ := cmd.Args()[1].(string) // empty otherwise
 	switch {
 	case strings.Contains(key, ":entry:"):
 		return l.fails("entry")
@@ -73,7 +73,7 @@ func (l *loss) lost(cmd redis.Cmder) (fail, done bool) {
 }
 
 func asText(v any) string {
-	text, _ := v.(string) //nolint:errcheck // empty otherwise
+	text, _ := v.(string) // empty otherwise
 	return text
 }
 
