@@ -221,15 +221,8 @@ func succeed(t *testing.T, s settings, args ...string) string {
 	return out
 }
 
-// eventually waits until a condition holds. It asks on the test's own goroutine, where a condition may fail the test.
+// eventually waits until a condition holds, for as long as a test may.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	late := time.After(patience)
-	for !cond() {
-		select {
-		case <-late:
-			require.FailNow(t, "it has not come true: "+what)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	testkit.Eventually(t, patience, what, cond)
 }

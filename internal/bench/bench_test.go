@@ -45,11 +45,12 @@ func TestRun(t *testing.T) {
 // TestScenarios runs the others, small: none fails, so each event was one row.
 func TestScenarios(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "figures.json")
-	o, err := parse([]string{"-scenarios", "backlog,outage,scale,convert", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
+	o, err := parse([]string{"-scenarios", "backlog,outage,scale,convert,reads", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
 	require.NoError(t, err)
 	o.outage = outagePlan{lanes: 2, rate: 200, before: time.Second, down: time.Second, after: time.Second}
 	o.scale = scalePlan{lanes: 4, rate: 200, workers: []int{1, 3, 2}, each: 5 * time.Second}
 	o.convert = convertPlan{rows: 5000, months: 5, rate: 100, writers: 2, before: time.Second, after: time.Second}
+	o.reads = readsPlan{rows: 12000, months: 12, cold: 1, warm: 3}
 	require.NoError(t, run(t.Context(), o))
 
 	raw, err := os.ReadFile(path)
@@ -57,6 +58,11 @@ func TestScenarios(t *testing.T) {
 	var r report
 	require.NoError(t, json.Unmarshal(raw, &r))
 	require.Empty(t, r.Runs)
+	require.Len(t, r.Reads.Pages, len(pageFilters))
+	for _, p := range r.Reads.Pages {
+		require.Positive(t, p.Cold.Median, p.Filter)
+		require.Positive(t, p.Cached.Median, p.Filter)
+	}
 	require.Equal(t, 5, r.Convert.Months)
 	require.GreaterOrEqual(t, r.Convert.Rows, int64(5000))
 	require.Equal(t, r.Convert.Writes, r.Convert.Latencies[0].Writes)

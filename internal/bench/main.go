@@ -38,6 +38,7 @@ type options struct {
 	outage  outagePlan
 	scale   scalePlan
 	convert convertPlan
+	reads   readsPlan
 }
 
 func main() {
@@ -64,6 +65,7 @@ func parse(args []string) (options, error) {
 		outage:  outagePlan{lanes: 8, rate: 5000, before: 20 * time.Second, down: time.Minute, after: 40 * time.Second},
 		scale:   scalePlan{lanes: 16, rate: 2000, workers: []int{1, 4, 2}, each: 20 * time.Second},
 		convert: convertPlan{rows: 2_000_000, months: 24, rate: 500, writers: 4, before: 5 * time.Second, after: 5 * time.Second},
+		reads:   readsPlan{rows: 2_000_000, months: 24, cold: 5, warm: 50},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
@@ -73,8 +75,9 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
-	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: throughput, outage, backlog, scale, convert")
+	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: throughput, outage, backlog, scale, convert, reads")
 	flags.IntVar(&o.convert.rows, "convert-rows", o.convert.rows, "rows of the table that is converted")
+	flags.IntVar(&o.reads.rows, "reads-rows", o.reads.rows, "rows of the table that pages are read of")
 	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
 	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
 	variants := flags.String("variants", "none,all", "indexes on audit_log: none, all, or both parted by a comma")
@@ -99,7 +102,7 @@ func parse(args []string) (options, error) {
 		to          *[]string
 	}{
 		{"variants", *variants, []string{"none", "all"}, &o.variants},
-		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale", "convert"}, &o.scenarios},
+		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale", "convert", "reads"}, &o.scenarios},
 		{"backlog-codecs", *compressed, []string{"snappy", "none", "zstd"}, &o.backlog.codecs},
 	} {
 		*list.to = strings.Split(list.value, ",")
@@ -154,6 +157,8 @@ func (b *bench) scenario(ctx context.Context, name string, r *report) (err error
 		r.Backlogs, err = b.backlogs(ctx)
 	case "convert":
 		r.Convert, err = b.convertTable(ctx)
+	case "reads":
+		r.Reads, err = b.measureReads(ctx)
 	case "scale":
 		r.Scale, err = b.measureScaling(ctx)
 	default:

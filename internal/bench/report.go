@@ -92,6 +92,7 @@ type report struct {
 	Backlogs []backlogFigures `json:"backlogs,omitempty"`
 	Scale    *scaleFigures    `json:"scale,omitempty"`
 	Convert  *convertFigures  `json:"convert,omitempty"`
+	Reads    *readsFigures    `json:"reads,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -154,6 +155,7 @@ func (r *report) publish(out io.Writer, path string) error {
 	printBacklogs(&text, r.Backlogs)
 	r.Scale.print(&text)
 	r.Convert.print(&text)
+	r.Reads.print(&text)
 	if _, err := out.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
@@ -223,7 +225,7 @@ func medianRates(rounds []figures, of func(figures) rates) rates {
 }
 
 // median returns the middle value of a figure, or the mean of the two.
-func median(rounds []figures, figure func(figures) float64) float64 {
+func median[T any](rounds []T, figure func(T) float64) float64 {
 	values := make([]float64, len(rounds))
 	for i, f := range rounds {
 		values[i] = figure(f)

@@ -30,17 +30,10 @@ func connect(t *testing.T, address string, o redis.Options) *redis.Client {
 	return client
 }
 
-// eventually waits on the test's own goroutine, where a condition may fail the test.
+// eventually waits until a condition holds, for as long as a test may.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	late := time.After(patience)
-	for !cond() {
-		select {
-		case <-late:
-			require.FailNow(t, "it has not come true: "+what)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	testkit.Eventually(t, patience, what, cond)
 }
 
 // some are figures with something in each field.

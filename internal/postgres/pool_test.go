@@ -51,17 +51,10 @@ func (o *observer) sessions() (n int) {
 	return n
 }
 
-// eventually waits on the test's own goroutine, where a condition may fail the test.
+// eventually waits until a condition holds, for as long as a test may.
 func (o *observer) eventually(what string, cond func() bool) {
 	o.Helper()
-	late := time.After(patience)
-	for !cond() {
-		select {
-		case <-late:
-			o.Fatal("it has not come true: " + what)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	testkit.Eventually(o, patience, what, cond)
 }
 
 func TestPoolOpensTheMinimumByItself(t *testing.T) {

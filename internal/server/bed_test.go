@@ -34,17 +34,10 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 // patience is how long a test waits for what must come: far more than it takes.
 const patience = time.Minute
 
-// eventually waits for a condition.
+// eventually waits until a condition holds, for as long as a test may.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	late := time.After(patience)
-	for !cond() {
-		select {
-		case <-late:
-			t.Fatal("it has not come true: " + what)
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	testkit.Eventually(t, patience, what, cond)
 }
 
 // The tokens of a bed.

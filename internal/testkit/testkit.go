@@ -95,6 +95,19 @@ func OwnKafkaCluster(t testing.TB, options KafkaOptions) *Cluster {
 	return cluster
 }
 
+// Eventually waits until a condition holds, for as long as within. It asks on the test's own goroutine, where a condition may fail the test.
+func Eventually(t testing.TB, within time.Duration, what string, cond func() bool) {
+	t.Helper()
+	late := time.After(within)
+	for !cond() {
+		select {
+		case <-late:
+			require.FailNow(t, "it has not come true: "+what)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // names makes the names of Name differ.
 var names atomic.Int64
 
