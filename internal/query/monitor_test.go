@@ -3,7 +3,6 @@ package query_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -135,6 +134,12 @@ func TestPlanDoesntDelay(t *testing.T) {
 	core, logs := observer.New(zapcore.DebugLevel)
 	r := b.through(b.url(), 1, true, func(o *query.Options) {
 		o.Log, o.Slow, o.Timeout = zap.New(core), time.Nanosecond, 100*time.Millisecond
+	})
+	// Once it has looked at the partitions, no other plan is being made when the next one is wanted.
+	b.eventually("it knows the partitions", func() bool {
+		_, err := r.Count(t.Context(), query.Everything(), always, 1)
+		r.Close()
+		return err == nil
 	})
 	release := b.hold()
 	_, err := r.Events(t.Context(), query.Everything(), always, 1, "") // the plan waits for the same lock

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -44,7 +45,9 @@ func (b *bed) hold() (release func()) {
 	require.NoError(b, err)
 	_, err = tx.Exec(b.Context(), `LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE`)
 	require.NoError(b, err)
-	return func() { require.NoError(b, tx.Rollback(context.WithoutCancel(b.Context()))) }
+	release = sync.OnceFunc(func() { require.NoError(b, tx.Rollback(context.WithoutCancel(b.Context()))) })
+	b.Cleanup(release) // a test that fails meanwhile leaves no connection for the pool to wait for
+	return release
 }
 
 // TestTimeout: whoever waits too long is told so, by the server and with the connection kept; and who goes away leaves nothing behind.
