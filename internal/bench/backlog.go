@@ -81,7 +81,7 @@ func (b *bench) storeBacklog(ctx context.Context, opts []kgo.Opt, f *backlogFigu
 			f.LogBytes += lane.Size
 		}
 	})
-	return b.onDatabase(ctx, false, func(db *database) error {
+	return b.onDatabase(ctx, noIndex, func(db *database) error {
 		progress, w, err := b.store(ctx, db, topic, topic, f.Events)
 		if err != nil {
 			return err

@@ -144,7 +144,7 @@ func TestCeilingRows(t *testing.T) {
 	require.NoError(t, err)
 	for name, wanted := range map[string]int{"none": 0, "all": 17} {
 		t.Run(name, func(t *testing.T) {
-			require.NoError(t, b.onDatabase(ctx, name == "all", func(db *database) error {
+			require.NoError(t, b.onDatabase(ctx, name, func(db *database) error {
 				_, err := copyAll(ctx, db, l, 2)
 				require.NoError(t, err)
 				require.NoError(t, db.verify(ctx, events))

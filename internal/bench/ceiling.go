@@ -13,7 +13,7 @@ import (
 )
 
 // ceiling returns how many rows a second the server takes over so many connections, when all they do is COPY.
-func (b *bench) ceiling(ctx context.Context, l *load, indexes bool, connections int) (r rates, err error) {
+func (b *bench) ceiling(ctx context.Context, l *load, indexes string, connections int) (r rates, err error) {
 	err = b.onDatabase(ctx, indexes, func(db *database) error {
 		progress, err := copyAll(ctx, db, l, connections)
 		if err == nil {

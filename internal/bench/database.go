@@ -13,14 +13,23 @@ import (
 	"auditsink/partitions"
 )
 
+// The variants are what indexes audit_log has.
+const (
+	noIndex    = "none" // not even the primary key
+	allIndexes = "all"  // the primary key and the profile full
+)
+
+// variantNames lists them.
+var variantNames = []string{noIndex, allIndexes}
+
 // database is a new one with the schema that the worker finds, made for one measurement.
 type database struct {
 	url  string
 	conn *pgx.Conn
 }
 
-// onDatabase makes a database, with or without what slows inserts down, hands it over, and drops it.
-func (b *bench) onDatabase(ctx context.Context, indexes bool, do func(*database) error) (err error) {
+// onDatabase makes a database with the indexes of a variant, hands it over, and drops it.
+func (b *bench) onDatabase(ctx context.Context, indexes string, do func(*database) error) (err error) {
 	url, err := b.postgres.CreateDatabase(ctx)
 	if err != nil {
 		return err
@@ -38,7 +47,7 @@ func (b *bench) onDatabase(ctx context.Context, indexes bool, do func(*database)
 	}
 	db := &database{url: url, conn: conn}
 	defer func() { err = errors.Join(err, db.conn.Close(context.WithoutCancel(ctx))) }()
-	if !indexes {
+	if indexes == noIndex {
 		if err := db.dropIndexes(ctx); err != nil {
 			return err
 		}

@@ -69,7 +69,7 @@ func parse(args []string) (options, error) {
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
-	flags.IntVar(&o.indexedEvents, "indexed-events", 500_000, "events of the variant all")
+	flags.IntVar(&o.indexedEvents, "indexed-events", 500_000, "events of the other variants")
 	flags.IntVar(&o.lanes, "lanes", 4, "partitions of the topic")
 	flags.IntVar(&o.rounds, "rounds", 3, "rounds, of which the medians are taken")
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
@@ -80,7 +80,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.reads.rows, "reads-rows", o.reads.rows, "rows of the table that pages are read of")
 	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
 	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
-	variants := flags.String("variants", "none,all", "indexes on audit_log: none, all, or both parted by a comma")
+	variants := flags.String("variants", strings.Join(variantNames, ","), "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", "))
 	flags.Func("set", "another variable of the worker, NAME=VALUE; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
 			return errors.New("want NAME=VALUE")
@@ -101,7 +101,7 @@ func parse(args []string) (options, error) {
 		known       []string
 		to          *[]string
 	}{
-		{"variants", *variants, []string{"none", "all"}, &o.variants},
+		{"variants", *variants, variantNames, &o.variants},
 		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale", "convert", "reads"}, &o.scenarios},
 		{"backlog-codecs", *compressed, []string{"snappy", "none", "zstd"}, &o.backlog.codecs},
 	} {
@@ -215,7 +215,7 @@ func (b *bench) close() error {
 // while slows both.
 func (b *bench) variant(ctx context.Context, name string) ([]figures, error) {
 	events := b.events
-	if name == "all" {
+	if name != noIndex {
 		events = b.indexedEvents
 	}
 	say("indexes: %s: making %d events", name, events)
@@ -227,7 +227,7 @@ func (b *bench) variant(ctx context.Context, name string) ([]figures, error) {
 	for round := range b.rounds {
 		f := figures{Variant: name, Round: round + 1, Events: events, EventBytes: load.bytes / float64(events)}
 		for _, connections := range []int{1, 2, 4} {
-			r, err := b.ceiling(ctx, load, name == "all", connections)
+			r, err := b.ceiling(ctx, load, name, connections)
 			if err != nil {
 				return nil, fmt.Errorf("ceiling with %d connections: %w", connections, err)
 			}

@@ -53,7 +53,7 @@ func (b *bench) surviveOutage(ctx context.Context) (*outageFigures, error) {
 	}
 	defer producer.Close()
 	f := &outageFigures{Lanes: b.outage.lanes, Rate: b.outage.rate}
-	return f, b.onDatabase(ctx, true, func(db *database) error {
+	return f, b.onDatabase(ctx, allIndexes, func(db *database) error {
 		w, err := b.startWorker(ctx, db, topic, topic, topic)
 		if err != nil {
 			return err

@@ -77,7 +77,7 @@ func (b *bench) measureReads(ctx context.Context) (f *readsFigures, err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	now := time.Now().UTC()
 	first := time.Date(now.Year(), now.Month()-time.Month(f.Months), 1, 0, 0, 0, 0, time.UTC)
-	return f, b.onDatabase(ctx, true, func(db *database) error {
+	return f, b.onDatabase(ctx, allIndexes, func(db *database) error {
 		say("reads: making %d rows of %d months", f.Rows, f.Months)
 		if err := testkit.FillEvents(ctx, db.url, f.Rows, f.Months, first); err != nil {
 			return err

@@ -55,7 +55,7 @@ func (b *bench) measureScaling(ctx context.Context) (*scaleFigures, error) {
 	}
 	defer producer.Close()
 	f := &scaleFigures{Lanes: b.scale.lanes, Rate: b.scale.rate, FlushSeconds: config.Default().FlushInterval.Seconds()}
-	return f, b.onDatabase(ctx, true, func(db *database) error {
+	return f, b.onDatabase(ctx, allIndexes, func(db *database) error {
 		s := &scaling{scaleFigures: f, bench: b, db: db, topic: topic}
 		stop := make(chan struct{})
 		var load errgroup.Group
