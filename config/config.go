@@ -58,6 +58,10 @@ type Config struct {
 	PartitionInterval string `envconfig:"PARTITION_INTERVAL" default:"month" oneof:"month|day" desc:"How long a partition is that is created ahead of time, in UTC"`
 	PartitionAhead    int    `envconfig:"PARTITION_AHEAD" default:"6" min:"1" max:"120" desc:"Intervals for which partitions are created ahead, besides the current one"`
 
+	IndexProfile string        `envconfig:"INDEX_PROFILE" default:"full" oneof:"full|lean" desc:"Indexes of audit_log that migrate up gives a new database: full has the replaced system's, lean the few that serve every filter, for rate; auditsink migrate indexes changes them later"`
+	IndexBuild   string        `envconfig:"INDEX_BUILD" default:"immediate" oneof:"immediate|deferred" desc:"When partitions get the indexes of the profile: immediate keeps them up with each row, deferred has the leader build them once a partition's interval has ended"`
+	IndexGrace   time.Duration `envconfig:"INDEX_GRACE" default:"1h" min:"0s" max:"720h" desc:"Time after the end of a partition's interval, for late events, before its deferred indexes are built"`
+
 	RetentionEnforce   bool `envconfig:"RETENTION_ENFORCE" default:"false" desc:"Remove what has expired by audit_retention_policy and is under no legal hold; false only tells what would go (auditsink partitions plan)"`
 	RetentionMinDays   int  `envconfig:"RETENTION_MIN_DAYS" default:"30" min:"1" max:"36500" desc:"Days for which every event is kept, whatever its policy says"`
 	RetentionGraceDays int  `envconfig:"RETENTION_GRACE_DAYS" default:"7" min:"0" max:"3650" desc:"Days between the detaching of an expired partition and its drop, during which auditsink partitions restore attaches it again"`

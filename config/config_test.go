@@ -35,6 +35,7 @@ func TestDefaultValues(t *testing.T) {
 		PoolRetryAttempts: 3, PoolRetryDelay: time.Second,
 		FlushRows: 5000, FlushBytes: 8 << 20, FlushInterval: 500 * time.Millisecond, BufferBytes: 32 << 20,
 		PartitionInterval: "month", PartitionAhead: 6, RetentionMinDays: 30, RetentionGraceDays: 7,
+		IndexProfile: "full", IndexBuild: "immediate", IndexGrace: time.Hour,
 		LeaderLease: 30 * time.Second, MaintenanceInterval: 10 * time.Minute,
 		RedisTimeout: 250 * time.Millisecond, QueryMaxConns: 4, QueryTimeout: 10 * time.Second, SlowQuery: time.Second, CacheTTL: time.Hour, CacheEntryBytes: 1 << 20,
 		ReportInterval: 5 * time.Minute, OptimizeCache: true, OptimizeAnalyze: true, OptimizeVacuum: true, AlertInterval: 15 * time.Second,

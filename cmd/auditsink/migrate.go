@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"auditsink/config"
+	"auditsink/internal/indexes"
 	"auditsink/internal/postgres"
 	"auditsink/migrations"
 	"auditsink/partitions"
@@ -84,11 +87,24 @@ func migrate(ctx context.Context, cfg config.Config) ([]migrations.Migration, []
 	if err != nil {
 		return nil, nil, postgres.Explain(err)
 	}
+	if err := chooseIndexes(ctx, pool, cfg); err != nil {
+		return applied, nil, err
+	}
 	created, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
 	if err != nil {
 		return applied, created, fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
 	}
 	return applied, created, nil
+}
+
+// chooseIndexes gives a database without events the indexes of the settings. One that has events keeps those it was told to have.
+func chooseIndexes(ctx context.Context, pool *postgres.Pool, cfg config.Config) error {
+	choice := indexes.Choice{Profile: indexes.Profile(cfg.IndexProfile), Build: indexes.Build(cfg.IndexBuild)}
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return indexes.Choose(ctx, tx, choice) })
+	if errors.Is(err, indexes.ErrNotEmpty) {
+		return nil
+	}
+	return postgres.Explain(err)
 }
 
 // sslURL is the maintenance URL with the sslmode of the settings.

@@ -142,7 +142,7 @@ func TestCeilingRows(t *testing.T) {
 	}
 	l, err := b.preload(ctx, testkit.Name(t), events)
 	require.NoError(t, err)
-	for name, wanted := range map[string]int{"none": 0, "all": 17} {
+	for name, wanted := range map[string]int{"none": 0, "all": 17, "lean": 7, "deferred": 2} {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, b.onDatabase(ctx, name, func(db *database) error {
 				_, err := copyAll(ctx, db, l, 2)

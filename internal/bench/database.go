@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"auditsink/internal/indexes"
 	"auditsink/migrations"
 	"auditsink/partitions"
 )
@@ -17,10 +18,13 @@ import (
 const (
 	noIndex    = "none" // not even the primary key
 	allIndexes = "all"  // the primary key and the profile full
+	// The profile lean, and deferred builds, of which only what a partition has while it takes rows counts.
+	leanIndexes = "lean"
+	hotIndexes  = "deferred"
 )
 
 // variantNames lists them.
-var variantNames = []string{noIndex, allIndexes}
+var variantNames = []string{noIndex, allIndexes, leanIndexes, hotIndexes}
 
 // database is a new one with the schema that the worker finds, made for one measurement.
 type database struct {
@@ -29,7 +33,7 @@ type database struct {
 }
 
 // onDatabase makes a database with the indexes of a variant, hands it over, and drops it.
-func (b *bench) onDatabase(ctx context.Context, indexes string, do func(*database) error) (err error) {
+func (b *bench) onDatabase(ctx context.Context, variant string, do func(*database) error) (err error) {
 	url, err := b.postgres.CreateDatabase(ctx)
 	if err != nil {
 		return err
@@ -47,10 +51,8 @@ func (b *bench) onDatabase(ctx context.Context, indexes string, do func(*databas
 	}
 	db := &database{url: url, conn: conn}
 	defer func() { err = errors.Join(err, db.conn.Close(context.WithoutCancel(ctx))) }()
-	if indexes == noIndex {
-		if err := db.dropIndexes(ctx); err != nil {
-			return err
-		}
+	if err := db.index(ctx, variant); err != nil {
+		return err
 	}
 	return do(db)
 }
@@ -64,6 +66,20 @@ func ensurePartitions(ctx context.Context, url string) error {
 	// The events were made some minutes ago, maybe in another month.
 	_, err = partitions.Ensure(ctx, pool, time.Now().Add(-time.Hour), partitions.Schedule{Ahead: 2})
 	return err
+}
+
+// index gives a table without rows the indexes of a variant.
+func (db *database) index(ctx context.Context, variant string) error {
+	choice := indexes.Choice{Profile: indexes.Full, Build: indexes.Immediate}
+	switch variant {
+	case noIndex:
+		return db.dropIndexes(ctx)
+	case leanIndexes:
+		choice.Profile = indexes.Lean
+	case hotIndexes:
+		choice.Build = indexes.Deferred
+	}
+	return pgx.BeginFunc(ctx, db.conn, func(tx pgx.Tx) error { return indexes.Choose(ctx, tx, choice) })
 }
 
 // dropIndexes drops the primary key and all indexes of audit_log, and with them those of its partitions.

@@ -80,7 +80,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.reads.rows, "reads-rows", o.reads.rows, "rows of the table that pages are read of")
 	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
 	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
-	variants := flags.String("variants", strings.Join(variantNames, ","), "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", "))
+	variants := flags.String("variants", "none,all", "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", "))
 	flags.Func("set", "another variable of the worker, NAME=VALUE; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
 			return errors.New("want NAME=VALUE")

@@ -1,0 +1,63 @@
+package indexes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// querier is a connection, a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+// Chosen reads what the database was told to have.
+func Chosen(ctx context.Context, db querier) (Choice, error) {
+	rows, err := db.Query(ctx, `SELECT profile, build FROM audit_index_profile`)
+	if err != nil {
+		return Choice{}, fmt.Errorf("read the profile of indexes: %w", err)
+	}
+	c, err := pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Choice])
+	if err != nil {
+		return Choice{}, fmt.Errorf("read the profile of indexes: %w", err)
+	}
+	return c, nil
+}
+
+// ErrNotEmpty means that audit_log has rows, so that its indexes have to be changed one by one.
+var ErrNotEmpty = errors.New("audit_log has rows: `auditsink migrate indexes --execute` changes its indexes while ingest goes on")
+
+// Choose gives an audit_log without rows the indexes of a choice, in the caller's transaction, which keeps everybody else from audit_log until its end. It does nothing where
+// the database has that choice already, and returns [ErrNotEmpty] where there are rows.
+func Choose(ctx context.Context, tx pgx.Tx, c Choice) error {
+	had, err := Chosen(ctx, tx)
+	if err != nil || had == c {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE`); err != nil {
+		return fmt.Errorf("lock audit_log: %w", err)
+	}
+	var some bool
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM audit_log)`).Scan(&some); err != nil {
+		return fmt.Errorf("look for rows in audit_log: %w", err)
+	}
+	if some {
+		return ErrNotEmpty
+	}
+	for _, i := range had.Parent() {
+		if _, err := tx.Exec(ctx, `DROP INDEX IF EXISTS `+i.Name("audit_log")); err != nil {
+			return fmt.Errorf("drop index %s: %w", i.Name("audit_log"), err)
+		}
+	}
+	for _, i := range c.Parent() {
+		if _, err := tx.Exec(ctx, `CREATE INDEX `+i.Name("audit_log")+` ON audit_log `+i.definition()); err != nil {
+			return fmt.Errorf("create index %s: %w", i.Name("audit_log"), err)
+		}
+	}
+	if _, err := tx.Exec(ctx, `UPDATE audit_index_profile SET profile = $1, build = $2, changed_at = now(), changed_by = session_user`, c.Profile, c.Build); err != nil {
+		return fmt.Errorf("put the profile of indexes on record: %w", err)
+	}
+	return nil
+}
