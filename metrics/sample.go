@@ -95,6 +95,9 @@ func (s Sample) Distribution(name string, labels ...Label) Distribution {
 		all.Count += h.GetSampleCount()
 		all.Sum += h.GetSampleSum()
 		for i, b := range h.GetBucket() {
+			if math.IsInf(b.GetUpperBound(), 1) {
+				continue // in a text alone: Count says the same
+			}
 			if i == len(all.Buckets) {
 				all.Buckets = append(all.Buckets, Bucket{UpTo: b.GetUpperBound()})
 			}

@@ -27,6 +27,16 @@ func TestReadSample(t *testing.T) {
 	require.Positive(t, read.Process("process_resident_memory_bytes"))
 	require.Empty(t, metrics.Sample{}.Lag())
 
+	for range 20 { // an outage: longer than the last bucket's bound
+		m.FlushSeconds.Observe(300)
+	}
+	own, err = m.Sample(time.Unix(6, 0))
+	require.NoError(t, err)
+	read, err = metrics.ReadSample(strings.NewReader(text(t, m)), time.Unix(6, 0))
+	require.NoError(t, err)
+	require.InDelta(t, 60, own.Distribution("flush_duration_seconds").Quantile(0.95), 1e-9)
+	require.Equal(t, own.Distribution("flush_duration_seconds"), read.Distribution("flush_duration_seconds"))
+
 	_, err = metrics.ReadSample(strings.NewReader("<html>not these"), time.Now())
 	require.Error(t, err)
 }
