@@ -206,13 +206,16 @@ func TestRulesRaiseAndResolve(t *testing.T) {
 		metrics.AlertFlushFailing: func(t *testing.T, c *clinic) {
 			require.Empty(t, c.during(time.Minute, nothing))
 			require.Empty(t, c.during(15*time.Second, count(3, c.m.FlushRetries.WithLabelValues("transient").Inc)))
-			require.Equal(t, []string{"+flush_failing"}, c.during(15*time.Second, count(1, c.m.FlushRetries.WithLabelValues("no_partition").Inc)))
+			require.Equal(t, []string{"+flush_failing"}, c.during(15*time.Second, count(1, c.m.FlushRetries.WithLabelValues("fatal").Inc)))
 			require.Equal(t, []string{"-flush_failing"}, c.during(6*time.Minute, nothing))
 			require.Empty(t, c.during(time.Hour, count(1, func() {
 				if c.now.Minute()%4 == 0 && c.now.Second() == 0 {
 					c.m.FlushRetries.WithLabelValues("transient").Inc()
 				}
 			})), "one now and then")
+			for _, class := range []string{"row", "no_partition"} {
+				require.Empty(t, c.during(time.Minute, c.m.FlushRetries.WithLabelValues(class).Inc), "the next attempt mends it")
+			}
 		},
 		metrics.AlertLaneHalted: func(t *testing.T, c *clinic) {
 			c.m.LanesHalted.Set(2)

@@ -76,6 +76,7 @@ func (s *Sink) Append(ctx context.Context, b *Batch) (Stored, error) {
 			if final := s.final(err); final != nil {
 				return Stored{}, final
 			}
+			s.metrics.FlushRetries.WithLabelValues(postgres.Classify(err).String()).Inc() // no mere late event: the alert flush_failing tells them apart
 		}
 		wait := pause.NextBackOff()
 		s.log.Warn("batch not stored yet, trying again", zap.Int32("lane_id", b.Claim.LaneID), zap.Int64("from", b.Claim.Next),
