@@ -79,17 +79,19 @@ func (c *member) brokerAnswered() {
 	c.mu.Unlock()
 }
 
-// lagAge is the age of the oldest record not stored: by its timestamp where it is here, else since the lag was first seen.
+// lagAge is the age of the oldest record not stored: by its timestamp where it is here. Otherwise it came after the last one stored, and after there was no lag when
+// that was last looked at; of a lane of which neither is known, since the lag was first seen. So it doesn't fall to 0 each time that fetches are slower than the database.
 func (l *lane) lagAge(records int64, now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case records == 0:
-		l.behind = time.Time{}
+		l.behind, l.newest = now, -1
 		return 0
 	case l.oldest >= 0:
-		l.behind = time.Time{}
 		return max(now.Sub(time.UnixMilli(l.oldest)), 0)
+	case l.newest >= 0:
+		return max(now.Sub(time.UnixMilli(l.newest)), 0)
 	case l.behind.IsZero():
 		l.behind = now
 	}

@@ -80,7 +80,8 @@ type lane struct {
 	flushing time.Time
 	// committed is the offset that Kafka knows.
 	committed int64
-	// behind is since when there has been a lag while nothing is buffered.
+	// newest is the timestamp of the last record stored since there was no lag, in ms, or -1; behind is when that was, or when the lag was first seen.
+	newest int64
 	behind time.Time
 	// batch is reused from flush to flush by the lane's goroutine alone.
 	batch []event.Record
@@ -98,7 +99,7 @@ func newLane(life context.Context, id sink.Lane, l limits, tap func(open bool)) 
 	ctx, cancel := context.WithCancel(life)
 	return &lane{
 		id: id, limits: l, tap: tap, ctx: ctx, cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1),
-		claim: sink.Claim{Next: -1}, reached: -1, oldest: -1, committed: -1,
+		claim: sink.Claim{Next: -1}, reached: -1, oldest: -1, newest: -1, committed: -1,
 	}
 }
 
@@ -312,6 +313,7 @@ func (l *lane) stored(b *sink.Batch) (bytes int64) {
 	l.flushing = time.Time{}
 	for i := range b.Records {
 		bytes += cost(&b.Records[i])
+		l.newest = b.Records[i].Timestamp
 	}
 	clear(b.Records)
 	bytes = min(bytes, l.bytes) // nothing is left to be freed where the lane was given up meanwhile

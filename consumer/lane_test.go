@@ -100,6 +100,30 @@ func TestBatchIsDue(t *testing.T) {
 	})
 }
 
+// TestLagAge: what waits at the broker is as old as what was stored last, unless there was no lag since.
+func TestLagAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLane(wide)
+		require.Zero(t, l.lagAge(5, time.Now()), "nothing is known of how long they have waited")
+		time.Sleep(time.Minute)
+		require.Equal(t, time.Minute, l.lagAge(5, time.Now()))
+
+		// A broker that hands out less than comes: what is fetched is stored at once, an hour old.
+		for offset := range int64(5) {
+			fetched := records(offset)
+			fetched[0].Timestamp = time.Now().Add(-time.Hour)
+			l.put(fetched, time.Now())
+			require.Equal(t, time.Hour, l.lagAge(1000, time.Now()), "buffered")
+			l.stored(due(t, l))
+			require.InDelta(t, time.Hour, l.lagAge(1000, time.Now()), float64(time.Minute), "and there is more where that came from")
+		}
+
+		require.Zero(t, l.lagAge(0, time.Now()))
+		time.Sleep(5 * time.Second)
+		require.Equal(t, 5*time.Second, l.lagAge(1, time.Now()), "it came since")
+	})
+}
+
 func TestHolesMoveThePosition(t *testing.T) {
 	l := newTestLane(wide)
 	l.put(records(2, 5), time.Now())
