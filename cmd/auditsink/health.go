@@ -19,6 +19,8 @@ const (
 	slowAcquire = 250 * time.Millisecond
 	// brokenAfter is for how long Postgres or the brokers may be silent before that is critical, silentAfter before it needs attention.
 	brokenAfter, silentAfter = 30 * time.Second, 20 * time.Second
+	// standsAfter is for how long a worker may not be ready before that is critical: longer than a rebalance takes.
+	standsAfter = 3 * time.Minute
 )
 
 // healthWatch tells /health how Kafka and the pools are.
@@ -27,6 +29,7 @@ type healthWatch struct {
 	state   *readiness
 	pools   []*watchedPool
 	began   time.Time
+	unready time.Time // since when the worker hasn't been ready, once it had started; zero while it is
 }
 
 // watchedPool is a pool, and what its last checks found.
@@ -45,7 +48,7 @@ type watchedPool struct {
 // newHealthWatch reports at once that nothing is known yet, so that /health doesn't call healthy what hasn't answered.
 func newHealthWatch(m *metrics.Metrics, state *readiness) *healthWatch {
 	w := &healthWatch{metrics: m, state: state, began: time.Now()}
-	m.Report("kafka", kafkaHealth(nil, state.ready(), 0, 0, w.began, w.began))
+	m.Report("kafka", kafkaHealth(nil, state.ready(), 0, 0, w.began, time.Time{}, w.began))
 	m.Report("pool", poolsHealth(nil, w.began))
 	return w
 }
@@ -73,9 +76,16 @@ func (w *healthWatch) run(ctx context.Context) {
 			s := member.Status()
 			status = &s
 		}
+		problem := w.state.ready()
+		switch {
+		case problem == nil:
+			w.unready = time.Time{}
+		case status != nil && w.unready.IsZero():
+			w.unready = now
+		}
 		sample, err := w.metrics.Sample(now)
 		if err == nil { // otherwise the alert rules say so
-			w.metrics.Report("kafka", kafkaHealth(status, w.state.ready(), sample.Sum("consumer_lag_records"), sample.Max("consumer_lag_seconds"), w.began, now))
+			w.metrics.Report("kafka", kafkaHealth(status, problem, sample.Sum("consumer_lag_records"), sample.Max("consumer_lag_seconds"), w.began, w.unready, now))
 		}
 		select {
 		case <-ctx.Done():
@@ -153,8 +163,8 @@ func (p *watchedPool) health(s postgres.State, now time.Time) metrics.Component 
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 
-// kafkaHealth is the component kafka. status is nil while the worker starts; problem is what /readyz says.
-func kafkaHealth(status *consumer.Status, problem error, lagRecords, lagSeconds float64, began, now time.Time) metrics.Component {
+// kafkaHealth is the component kafka. status is nil while the worker starts; problem is what /readyz says, since unready.
+func kafkaHealth(status *consumer.Status, problem error, lagRecords, lagSeconds float64, began, unready, now time.Time) metrics.Component {
 	c := metrics.Component{Status: metrics.Healthy, Details: map[string]any{}}
 	advise := func(s metrics.Status, format string, args ...any) {
 		if s.Rank() > c.Status.Rank() {
@@ -192,6 +202,9 @@ func kafkaHealth(status *consumer.Status, problem error, lagRecords, lagSeconds 
 	}
 	if status.Halted > 0 {
 		advise(metrics.Critical, "%d lanes stand still until somebody acts: `auditsink lanes list` says why; mend that, then `auditsink lanes accept`", status.Halted)
+	}
+	if stands := now.Sub(unready); problem != nil && !unready.IsZero() && stands >= standsAfter {
+		advise(metrics.Critical, "the worker has not taken in all of its lanes for %s: /readyz says which, and the log why", stands.Round(time.Second))
 	}
 	return c
 }

@@ -24,20 +24,23 @@ func TestKafkaHealth(t *testing.T) {
 		starts  bool
 		problem error
 		after   time.Duration
+		stands  time.Duration
 		want    metrics.Status
 		advice  string
 	}{
-		"well":                     {after: time.Hour, want: metrics.Healthy},
-		"just begun":               {starts: true, problem: errors.New("starting"), want: metrics.Warning},
-		"starting for long":        {starts: true, problem: errors.New("waiting for Kafka"), after: time.Minute, want: metrics.Critical, advice: "waiting for Kafka"},
-		"not joined yet":           {status: func(s *consumer.Status) { *s = consumer.Status{} }, problem: errors.New("not joined"), want: metrics.Warning},
-		"never seen a broker":      {status: func(s *consumer.Status) { *s = consumer.Status{} }, problem: errors.New("not joined"), after: time.Minute, want: metrics.Critical, advice: "no broker has answered for 1m0s"},
-		"brokers silent":           {after: time.Hour + silentAfter, want: metrics.Warning, advice: "no broker has answered for 20s"},
-		"brokers silent for long":  {after: time.Hour + time.Minute, want: metrics.Critical, advice: "no broker has answered for 1m0s"},
-		"a batch that hangs":       {after: time.Hour, problem: errors.New("lane t/0: its batch has not been stored"), want: metrics.Warning},
-		"a lane that has halted":   {status: func(s *consumer.Status) { s.Halted = 2 }, problem: errors.New("lane t/0: halted"), after: time.Hour, want: metrics.Critical, advice: "2 lanes stand still until somebody acts: `auditsink lanes list`"},
-		"lanes that aren't there":  {status: func(s *consumer.Status) { s.Lanes = 0 }, after: time.Hour, want: metrics.Healthy},
-		"a lane waits for a claim": {status: func(s *consumer.Status) { s.Waiting = 1 }, problem: errors.New("lane t/0: waits"), after: time.Hour, want: metrics.Warning},
+		"well":                           {after: time.Hour, want: metrics.Healthy},
+		"just begun":                     {starts: true, problem: errors.New("starting"), want: metrics.Warning},
+		"starting for long":              {starts: true, problem: errors.New("waiting for Kafka"), after: time.Minute, want: metrics.Critical, advice: "waiting for Kafka"},
+		"not joined yet":                 {status: func(s *consumer.Status) { *s = consumer.Status{} }, problem: errors.New("not joined"), want: metrics.Warning},
+		"never seen a broker":            {status: func(s *consumer.Status) { *s = consumer.Status{} }, problem: errors.New("not joined"), after: time.Minute, want: metrics.Critical, advice: "no broker has answered for 1m0s"},
+		"brokers silent":                 {after: time.Hour + silentAfter, want: metrics.Warning, advice: "no broker has answered for 20s"},
+		"brokers silent for long":        {after: time.Hour + time.Minute, want: metrics.Critical, advice: "no broker has answered for 1m0s"},
+		"a batch that hangs":             {after: time.Hour, problem: errors.New("lane t/0: its batch has not been stored"), want: metrics.Warning},
+		"a lane that has halted":         {status: func(s *consumer.Status) { s.Halted = 2 }, problem: errors.New("lane t/0: halted"), after: time.Hour, want: metrics.Critical, advice: "2 lanes stand still until somebody acts: `auditsink lanes list`"},
+		"lanes that aren't there":        {status: func(s *consumer.Status) { s.Lanes = 0 }, after: time.Hour, want: metrics.Healthy},
+		"a batch that hangs for minutes": {after: time.Hour, problem: errors.New("lane t/0: its batch has not been stored"), stands: standsAfter, want: metrics.Critical, advice: "not taken in all of its lanes for 3m0s: /readyz says which"},
+		"a rebalance that takes long":    {after: time.Hour, problem: errors.New("not joined"), stands: standsAfter - time.Second, want: metrics.Warning},
+		"a lane waits for a claim":       {status: func(s *consumer.Status) { s.Waiting = 1 }, problem: errors.New("lane t/0: waits"), after: time.Hour, want: metrics.Warning},
 	} {
 		t.Run(name, func(t *testing.T) {
 			status := well
@@ -48,7 +51,11 @@ func TestKafkaHealth(t *testing.T) {
 			if test.starts {
 				given = nil
 			}
-			c := kafkaHealth(given, test.problem, 7, 1.5, began, began.Add(test.after))
+			now, unready := began.Add(test.after), time.Time{}
+			if test.stands > 0 {
+				unready = now.Add(-test.stands)
+			}
+			c := kafkaHealth(given, test.problem, 7, 1.5, began, unready, now)
 			require.Equal(t, test.want, c.Status)
 			require.Contains(t, strings.Join(c.Recommendations, "\n"), test.advice)
 			require.Equal(t, test.advice == "", len(c.Recommendations) == 0, c.Recommendations)
