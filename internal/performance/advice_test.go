@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -224,5 +225,15 @@ func TestAdviceIsTaken(t *testing.T) {
 		require.Equal(b, Advice{Setting: "max_connections", Current: "40", Proposed: "120"}, Advice{r.Advice[0].Setting, r.Advice[0].Current, r.Advice[0].Proposed, ""}, "4 × (20 + 4 + 2) + 3 + 10")
 		require.Equal(b, "32MB", r.Advice[1].Current)
 		require.Equal(b, "4GB", r.Advice[1].Proposed)
+	})
+}
+
+// TestWorkersByTheirLanes: those who had a lane that isn't in use any more are no workers of now.
+func TestWorkersByTheirLanes(t *testing.T) {
+	versions(t, func(b *bed) {
+		b.bare()
+		b.exec(`INSERT INTO audit_lane (topic, topic_id, partition, consumer_group, owner, next_offset, state)
+			SELECT 't', gen_random_uuid(), i, 'g', 'host/' || i, 0, CASE WHEN i <= 2 THEN 'active' ELSE 'retired' END FROM generate_series(1, 9) i`)
+		require.Equal(b, 2, count(b.Context(), b.pool, time.Now, nil, time.Second).settings.owners)
 	})
 }

@@ -35,7 +35,7 @@ type Settings struct {
 // serverSettings are the settings, and where the server is.
 type serverSettings struct {
 	Settings
-	owners int  // of lanes
+	owners int  // of active lanes: those of the others may be of long ago
 	here   bool // it runs on this machine
 }
 
@@ -77,7 +77,7 @@ func readSettings(ctx context.Context, tx pgx.Tx) (*serverSettings, error) {
 		s.CostLimit = count("vacuum_cost_limit")
 	}
 	var pid int
-	if err := tx.QueryRow(ctx, `SELECT pg_backend_pid(), (SELECT count(DISTINCT owner) FROM audit_lane)`).Scan(&pid, &s.owners); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT pg_backend_pid(), (SELECT count(DISTINCT owner) FROM audit_lane WHERE state = 'active')`).Scan(&pid, &s.owners); err != nil {
 		failed = append(failed, fmt.Errorf("look for the server's process: %w", err))
 	}
 	s.here = nearby(tx.Conn().Config().Host) && isPostgres(pid)
