@@ -15,6 +15,8 @@ type Notice struct {
 	At time.Time
 	// Left says that it is resolved only in that the worker stops, of which it was.
 	Left bool
+	// Before says that it wasn't raised here: a worker that starts finds it over, and whoever raised it may have ended since.
+	Before bool
 }
 
 // Alerts judges by rules. It is for one goroutine.
@@ -32,9 +34,11 @@ type state struct {
 	rule   Rule
 	looks  []look
 	value  float64   // the last that was known
+	over   bool      // it is known not to hold
 	since  time.Time // when the condition began to hold; zero while it doesn't
 	firing bool
 
+	spoken bool      // something was told
 	told   bool      // the last notice was that it fires
 	raised time.Time // since when, by that notice
 	quiet  time.Time // until then nothing is told
@@ -65,13 +69,22 @@ func (a *Alerts) Judge(s Sample) []Notice {
 		a.metrics.AlertActive.WithLabelValues(st.rule.Name).Set(active)
 		if n, ok := st.tell(s.At); ok {
 			all = append(all, n)
+		} else if st.inherits(s) {
+			st.spoken = true
+			all = append(all, Notice{Rule: st.rule, Value: st.value, Since: s.At, At: s.At, Before: true})
 		}
 	}
 	return all
 }
 
+// inherits tells that what all workers have in common is known to be well for the first time here. A worker that raised it has left it to the others, and where
+// all were started anew to mend it, nobody else would resolve it.
+func (st *state) inherits(s Sample) bool {
+	return st.rule.Everywhere && !st.spoken && st.over && s.Sum("partitions_ready_until_timestamp_seconds") > 0 // the database has told of its partitions
+}
+
 // Leave returns the notices by which a worker that stops takes back what it has told of itself alone: nobody else would. What holds for all workers the others
-// go on to judge, and where there is none it holds indeed.
+// go on to judge, and where there is none it holds indeed, until one starts that finds it over.
 func (a *Alerts) Leave(now time.Time) []Notice {
 	var all []Notice
 	for _, st := range a.states {
@@ -95,8 +108,9 @@ func (st *state) look(s Sample) {
 	if known {
 		st.value = value
 	}
+	st.over = known && !st.rule.holds(value)
 	switch {
-	case !known || !st.rule.holds(value):
+	case !known || st.over:
 		st.firing, st.since = false, time.Time{}
 		return
 	case st.since.IsZero():
@@ -115,5 +129,6 @@ func (st *state) tell(now time.Time) (Notice, bool) {
 	default:
 		st.told, st.quiet = false, now.Add(st.rule.CoolDown)
 	}
+	st.spoken = true
 	return Notice{Rule: st.rule, Firing: st.told, Value: st.value, Since: st.raised, At: now}, true
 }

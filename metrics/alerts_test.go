@@ -116,6 +116,26 @@ func TestAlertsLeave(t *testing.T) {
 	require.Empty(t, c.alerts.Leave(c.now))
 }
 
+// TestAlertsBefore: what a worker before this one may have raised of all is resolved once it is known to be over, and not before.
+func TestAlertsBefore(t *testing.T) {
+	c := newClinic(t, "maintenance_stale: {for: 10m}")
+	require.Empty(t, c.judge(time.Second), "the database hasn't been asked")
+	c.m.PartitionsReadyUntil.Set(1e9)
+	c.m.PartitionsAhead.Set(1)
+	c.m.MaintenanceLastSuccess.Set(float64(c.now.Add(-2 * time.Hour).Unix()))
+	require.Empty(t, c.during(5*time.Minute, func() {}), "both hold, if not for long enough")
+	c.m.MaintenanceLastSuccess.Set(float64(c.now.Unix()))
+	n := c.look(time.Second)
+	require.Len(t, n, 1)
+	require.Equal(t, []any{metrics.AlertMaintenanceStale, false, true}, []any{n[0].Rule.Name, n[0].Firing, n[0].Before})
+	require.Equal(t, []string{"+partitions_future"}, c.during(15*time.Minute, func() {}))
+	c.m.PartitionsAhead.Set(6)
+	n = c.look(time.Second)
+	require.Len(t, n, 1)
+	require.Equal(t, []any{metrics.AlertPartitionsFuture, false, false}, []any{n[0].Rule.Name, n[0].Firing, n[0].Before})
+	require.Empty(t, c.during(30*time.Minute, func() {}))
+}
+
 // TestAlertsModel holds the machine against what it promises, whatever comes: the metric is what for says of the condition, notices take turns, and each is told as
 // soon as it may be.
 func TestAlertsModel(t *testing.T) {

@@ -110,7 +110,7 @@ func Rules() []Rule {
 		{
 			Name: AlertPartitionsFuture, Severity: Critical, Everywhere: true,
 			Summary: "the partitions ahead run out", Remedy: "`auditsink partitions apply --execute`, and see in the leader's log why it creates none",
-			Value: "whole intervals after the current one that have partitions", Threshold: 2, Below: true, CoolDown: time.Hour,
+			Value: "whole intervals after the current one that have partitions", Threshold: 2, Below: true, For: 15 * time.Minute, CoolDown: time.Hour, // a new interval begins before the leader's next round
 			PromQL: `min without (instance, pod) (auditsink_partitions_ahead and auditsink_partitions_ready_until_timestamp_seconds > 0)`,
 			read:   readAhead, judge: judgeAhead,
 		},

@@ -79,8 +79,8 @@ func adviseFuture(s Survey, schedule Schedule, _ bool) []Advice {
 	ready := ReadyUntil(s.Now, s.Catalog.Partitions)
 	if RunsOut(s.Now, s.Catalog.Partitions, schedule.Interval) {
 		remedy := "run `auditsink partitions apply --execute`, and see in the leader's log why it creates none"
-		if schedule.Ahead < alertIntervals {
-			remedy = fmt.Sprintf("set AUDITSINK_PARTITION_AHEAD to %d or more", alertIntervals)
+		if schedule.Ahead < alertIntervals { // with as many, it runs out at the end of each interval, until the leader's next round
+			remedy = fmt.Sprintf("set AUDITSINK_PARTITION_AHEAD to %d or more", alertIntervals+1)
 		}
 		problem := fmt.Sprintf("audit_log has partitions until %s only, which is in less than %d intervals (%s)", stamp(ready), alertIntervals, interval(schedule))
 		if !ready.After(s.Now) {

@@ -69,7 +69,7 @@ func TestAdvise(t *testing.T) {
 			"critical audit_log has partitions until 2027-02-01T00:00:00Z only, which is in less than 2 intervals (month): run `auditsink partitions apply --execute`, and see in the leader's log why it creates none",
 		}},
 		"one interval ahead is never enough": {func(s *Survey) { s.Catalog.Partitions = ahead(now, Month, 1) }, Schedule{Ahead: 1}, true, []string{
-			"critical audit_log has partitions until 2027-02-01T00:00:00Z only, which is in less than 2 intervals (month): set AUDITSINK_PARTITION_AHEAD to 2 or more",
+			"critical audit_log has partitions until 2027-02-01T00:00:00Z only, which is in less than 2 intervals (month): set AUDITSINK_PARTITION_AHEAD to 3 or more",
 		}},
 		"fewer than scheduled": {func(s *Survey) { s.Catalog.Partitions = ahead(now, Month, 5) }, month, true, []string{
 			"warning audit_log has partitions until 2027-06-01T00:00:00Z, fewer than the 6 intervals (month) ahead that AUDITSINK_PARTITION_AHEAD wants: see with `auditsink partitions plan` what is missing; `auditsink partitions apply --execute` creates it",

@@ -136,7 +136,9 @@ func TestWatch(t *testing.T) {
 		require.NoError(t, err)
 		m := metrics.New("v1", []time.Duration{})
 		w := NewWatch(pool, m, Schedule{Ahead: 6}, Retention{MinDays: 30})
-		alerts := metrics.NewAlerts(m, metrics.Rules())
+		rules, err := metrics.ParseRules([]byte("partitions_future: {for: 0s}"), metrics.Rules())
+		require.NoError(t, err)
+		alerts := metrics.NewAlerts(m, rules)
 		alert := func() float64 {
 			sample, err := m.Sample(now)
 			require.NoError(t, err)

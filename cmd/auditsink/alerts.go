@@ -119,6 +119,7 @@ func (a *alerting) tell(notices []metrics.Notice) {
 	for _, n := range notices {
 		fields := []zap.Field{zap.String("alert", n.Rule.Name), zap.Float64("value", n.Value), zap.Float64("threshold", n.Rule.Threshold), zap.Time("since", n.Since)}
 		switch {
+		case n.Before: // nothing has changed: it is for those whom another worker told
 		case !n.Firing:
 			a.log.Info("alert resolved", append(fields, zap.Bool("since the worker stops", n.Left))...)
 		case n.Rule.Severity == metrics.Critical:

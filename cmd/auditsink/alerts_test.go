@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -110,6 +111,9 @@ func (h *hook) requireSound(t *testing.T) map[string]int {
 			firing[n.Alert]++
 			require.NotEqual(t, "firing", last[n.Key].Status, n.Key)
 		} else {
+			if strings.HasSuffix(n.Summary, "(a worker that starts finds it resolved)") {
+				continue
+			}
 			require.Equal(t, "firing", last[n.Key].Status, n.Key)
 			require.Equal(t, last[n.Key].Since, n.Since, n.Key)
 		}
@@ -127,7 +131,7 @@ slow_queries:        {threshold: 1, window: 4s, for: 0s, cool_down: 0s}
 low_hit_ratio:       {threshold: 0.5, window: 10s, for: 0s, cool_down: 0s}
 pool_starved:        {window: 2s, for: 1s, cool_down: 0s}
 connection_failures: {threshold: 2, window: 4s, cool_down: 0s}
-partitions_future:   {cool_down: 0s}
+partitions_future:   {for: 0s, cool_down: 0s}
 maintenance_stale:   {threshold: 5, for: 500ms, cool_down: 0s}
 quarantine_rising:   {threshold: 5, window: 4s, cool_down: 0s}
 hash_mismatches:     {window: 4s, cool_down: 0s}
@@ -335,7 +339,7 @@ func TestAlertsLeave(t *testing.T) {
 	broker, databaseURL, topic := testkit.Kafka(t), testkit.Postgres(t, 18), testkit.Name(t)
 	broker.CreateTopic(t, topic, 1, nil)
 	rules := filepath.Join(t.TempDir(), "rules.yaml")
-	require.NoError(t, os.WriteFile(rules, []byte("gaps: {window: 1h}\n"), 0o600))
+	require.NoError(t, os.WriteFile(rules, []byte("gaps: {window: 1h}\npartitions_future: {for: 0s}\n"), 0o600))
 	w := &watched{hook: newHook(t)}
 	s := workerSettings(broker, topic, databaseURL).with(settings{
 		"PARTITION_AHEAD": "1", "ALERT_INTERVAL": "200ms", "ALERT_RULES_FILE": rules, "ALERT_WEBHOOK_URL": w.hook.url, "ALERT_WEBHOOK_KEY": w.hook.key,
@@ -350,6 +354,13 @@ func TestAlertsLeave(t *testing.T) {
 	require.Equal(t, "resolved", w.hook.last("gaps").Status)
 	require.Contains(t, w.hook.last("gaps").Summary, "stops")
 	require.Equal(t, "firing", w.hook.last("partitions_future").Status, "partitions don't come by stopping")
+
+	// The mended setting is that of a worker which has raised nothing.
+	w.process = start(t, s.with(settings{"PARTITION_AHEAD": "6"}), "run")
+	eventually(t, "it is resolved", func() bool { return w.hook.last("partitions_future").Status == "resolved" })
+	w.stop(t)
+	require.Equal(t, "auditsink/"+cmp.Or(s["KAFKA_GROUP"], "auditsink")+"/partitions_future", w.hook.last("partitions_future").Key)
+	require.NotContains(t, w.errs.String(), "alert resolved")
 	w.hook.requireSound(t)
 }
 

@@ -113,6 +113,9 @@ func (o Options) payload(n metrics.Notice) payload {
 	if n.Left {
 		p.Summary += " (resolved in that the worker stops)"
 	}
+	if n.Before {
+		p.Summary += " (a worker that starts finds it resolved)"
+	}
 	if !n.Rule.Everywhere {
 		p.Key += "/" + o.Worker
 	}
