@@ -20,8 +20,10 @@ type Answer struct {
 // countedExactly is up to how many events a count is exact: more would take long, and whoever asks needs to know no more than that they are many.
 const countedExactly = 100_000
 
-// Ask answers a question in JSON: a page, and how many events there are where that is asked too.
+// Ask answers a question in JSON: a page, and how many events there are where that is asked too, both within one timeout.
 func (r *Reader) Ask(ctx context.Context, scope Scope, q Question) (Answer, error) {
+	ctx, cancel := r.within(ctx)
+	defer cancel()
 	page, err := r.Events(ctx, scope, q.Filter, q.Limit, q.After)
 	if invalid, ok := errors.AsType[*InvalidError](err); ok && invalid.Parameter == "after" {
 		return Answer{}, &InvalidError{"cursor", invalid.Problem}

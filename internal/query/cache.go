@@ -207,11 +207,16 @@ func (c *Cache) Close() {
 	}
 }
 
+// namespaceTimeout is for how long a database is waited for that doesn't say who it is: what asks without a deadline of its own, to watch or to invalidate, must go on.
+const namespaceTimeout = 5 * time.Second
+
 // namespace asks until it knows.
 func (c *Cache) namespace(ctx context.Context) (string, error) {
 	if known := c.space.Load(); known != nil {
 		return *known, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, namespaceTimeout)
+	defer cancel()
 	space, err := c.options.Namespace(ctx)
 	if err != nil {
 		return "", err

@@ -33,11 +33,13 @@ func pageKey(q question, after *position, limit int) [sha256.Size]byte {
 	return key(keyEvents, q, int64(limit), 1, after.at, after.id)
 }
 
-// cached is an answer about a range: from the cache where there is one, else of load. It is the same either way.
+// cached is an answer about a range: from the cache where there is one, else of load. It is the same either way, and comes within the timeout.
 func cached[T any](ctx context.Context, r *Reader, key [sha256.Size]byte, from, to time.Time, load func(context.Context) (T, error)) (answer T, err error) {
 	if r.o.Cache == nil {
 		return load(ctx)
 	}
+	ctx, cancel := r.within(ctx)
+	defer cancel()
 	o := &r.o.Cache.options
 	data, err := r.o.Cache.Do(ctx, key, TTL(o.Now(), from, to, o.TTL), func(ctx context.Context) ([]byte, error) {
 		answer, err := load(ctx)

@@ -25,10 +25,7 @@ type reading struct {
 
 // watched runs a named query within the timeout, and counts what it took. It is logged where it was slow, failed or not.
 func (r *Reader) watched(ctx context.Context, name string, do func(context.Context, *session) error) error {
-	timed, cancel := ctx, context.CancelFunc(func() {})
-	if r.o.Timeout > 0 {
-		timed, cancel = context.WithTimeoutCause(ctx, r.o.Timeout, ErrTimeout)
-	}
+	timed, cancel := r.within(ctx)
 	defer cancel()
 	s := session{r: r}
 	begun := time.Now()

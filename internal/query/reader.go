@@ -22,7 +22,8 @@ type Options struct {
 	Cache *Cache
 	// Slow is the duration from which a query is logged; 0 logs none.
 	Slow time.Duration
-	// Timeout bounds each question, and each chunk of an export: the wait for a connection, all attempts and all statements together. 0 leaves it to the caller's context.
+	// Timeout bounds each question, and each chunk of an export: the look into the cache, the wait for a connection, all attempts and all statements together. 0 leaves it to
+	// the caller's context.
 	Timeout time.Duration
 	// RetryAttempts is how often a read is tried whose connection got lost, RetryDelay the wait between the attempts.
 	RetryAttempts int
@@ -49,6 +50,22 @@ func New(pool *postgres.Pool, o Options) *Reader {
 
 // Close waits for what is still being logged, a few seconds at most.
 func (r *Reader) Close() { r.plans.wg.Wait() }
+
+type untilKey struct{}
+
+// within bounds a question by the timeout, from when it was asked. That goes on to whatever is asked for its sake, also to a read that outlives its caller since others wait
+// for it.
+func (r *Reader) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if r.o.Timeout <= 0 {
+		return ctx, func() {}
+	}
+	until, ok := ctx.Value(untilKey{}).(time.Time)
+	if !ok {
+		until = time.Now().Add(r.o.Timeout)
+		ctx = context.WithValue(ctx, untilKey{}, until)
+	}
+	return context.WithDeadlineCause(ctx, until, ErrTimeout)
+}
 
 // pageBytes is about how large the events of a page or a chunk may be together. One alone may be larger.
 const pageBytes = 16 << 20
