@@ -42,7 +42,11 @@ func (f *flights) join(ctx context.Context, key flightKey, run runner) (data []b
 	f.mu.Lock()
 	one, shared := f.by[key]
 	if !shared {
-		one = f.begin(ctx, run, func(ended *flight) { f.forget(key, ended) })
+		one = f.begin(ctx, run, func(ended *flight) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.forget(key, ended)
+		})
 		if f.by == nil {
 			f.by = map[flightKey]*flight{}
 		}
@@ -56,10 +60,10 @@ func (f *flights) join(ctx context.Context, key flightKey, run runner) (data []b
 	f.mu.Lock()
 	one.waiting--
 	left := one.waiting == 0
-	f.mu.Unlock()
 	if left && err != nil {
-		f.forget(key, one) // who comes now begins anew, and doesn't get what was cancelled
+		f.forget(key, one) // at once: who comes now begins anew, and doesn't get what is cancelled
 	}
+	f.mu.Unlock()
 	if left {
 		one.cancel()
 	}
@@ -85,9 +89,8 @@ func (f *flights) begin(ctx context.Context, run runner, ended func(*flight)) *f
 	return one
 }
 
+// forget lets nobody join any more. The caller holds f.mu.
 func (f *flights) forget(key flightKey, one *flight) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.by[key] == one {
 		delete(f.by, key)
 	}
