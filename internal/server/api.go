@@ -3,13 +3,11 @@ package server
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -17,17 +15,10 @@ import (
 	"auditsink/internal/query"
 )
 
-// stall is how long a client may take to read the next 64 KiB of an answer, and bodyTime how long to send what it sends.
-const (
-	stall    = 30 * time.Second
-	bodyTime = 5 * time.Second
-)
-
 // api answers /v1.
 type api struct {
 	Options
 	exports chan struct{} // has room for as many as may be under way
-	stall   time.Duration
 }
 
 // route is one thing that /v1 does. serve answers, or returns why it can't, before it has written anything.
@@ -80,13 +71,6 @@ func (a *api) register(mux *http.ServeMux) {
 // guard lets in who may, and turns an error into an answer. There are no headers for other sites (CORS): a page of theirs gets nothing.
 func (a *api) guard(who access, serve func(http.ResponseWriter, *http.Request, caller) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		control := http.NewResponseController(w)
-		if r.ContentLength != 0 { // also for whoever isn't let in: package http reads the rest of what they send
-			if err := control.SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
-				a.Log.Error("set the deadline of a request", zap.Error(err))
-			}
-		}
-		w = &timedWriter{w, control, a.stall}
 		w.Header().Set("Cache-Control", "private, no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Cross-Origin-Resource-Policy", "same-origin")
@@ -154,31 +138,6 @@ func explain(err error) *problem {
 	}
 	return newProblem(http.StatusInternalServerError, "it failed: the worker's log says why")
 }
-
-// timedWriter bounds how long each part of an answer may take, so that who stops reading is cut off.
-type timedWriter struct {
-	http.ResponseWriter
-	control *http.ResponseController
-	stall   time.Duration
-}
-
-// Write writes in parts of 64 KiB, each with a deadline of its own.
-func (w *timedWriter) Write(p []byte) (written int, err error) {
-	for part := range slices.Chunk(p, 64<<10) {
-		if err := w.control.SetWriteDeadline(time.Now().Add(w.stall)); err != nil {
-			return written, fmt.Errorf("set the deadline of an answer: %w", err)
-		}
-		n, err := w.ResponseWriter.Write(part)
-		written += n
-		if err != nil {
-			return written, err
-		}
-	}
-	return written, nil
-}
-
-// Unwrap is for package http, which looks for what else the writer can do.
-func (w *timedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // parameters are those of the request, each known. A query that can't be read as a whole is refused: package http would pass over a part of it.
 func parameters(r *http.Request, known ...string) (url.Values, error) {

@@ -65,11 +65,11 @@ func listen(ctx context.Context, o Options, stall time.Duration) (*Server, error
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	(&api{Options: o, exports: make(chan struct{}, max(o.Exports, 1)), stall: stall}).register(mux)
+	(&api{Options: o, exports: make(chan struct{}, max(o.Exports, 1))}).register(mux)
 	return &Server{
 		listener: listener,
 		tokens:   o.Tokens,
-		http:     &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute},
+		http:     &http.Server{Handler: timed(mux, stall, o.Log), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute},
 	}, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"auditsink/internal/postgres"
 	"auditsink/internal/query"
@@ -244,18 +246,54 @@ func TestTooManyReaders(t *testing.T) {
 	require.Empty(t, b.page(tokenA, b.events()).Events)
 }
 
-// TestBodyThatNeverComes: whoever announces a body and doesn't send it is answered, and cut off.
+// TestBodyThatNeverComes: whoever announces a body and doesn't send it is answered, and cut off, on every path.
 func TestBodyThatNeverComes(t *testing.T) {
 	b := newBed(t, setup{})
-	for _, token := range []string{tokenAll, "unknown"} {
-		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", b.server.Addr())
-		require.NoError(t, err)
-		require.NoError(t, conn.SetDeadline(time.Now().Add(patience)))
-		_, err = io.WriteString(conn, "PUT /v1/log-level HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "+token+"\r\nContent-Length: 100\r\n\r\n{")
-		require.NoError(t, err)
-		_, err = io.Copy(io.Discard, conn)
-		require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "the connection stays open")
-		require.NoError(t, conn.Close())
+	var group errgroup.Group
+	for _, head := range []string{
+		"PUT /v1/log-level HTTP/1.1\r\nAuthorization: Bearer " + tokenAll, "PUT /v1/log-level HTTP/1.1\r\nAuthorization: Bearer unknown",
+		"GET /metrics HTTP/1.1", "GET /health HTTP/1.1", "GET /nothing HTTP/1.1", "POST /readyz HTTP/1.1",
+	} {
+		group.Go(func() error {
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", b.server.Addr())
+			if err != nil {
+				return err
+			}
+			defer conn.Close() //nolint:errcheck // the server has closed it
+			if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+				return err
+			}
+			if _, err = io.WriteString(conn, head+"\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"); err != nil {
+				return err
+			}
+			if _, err = io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+				return fmt.Errorf("the connection of %q stays open", head)
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+}
+
+// TestStalledScrape: who asks for metrics and doesn't read them is cut off too.
+func TestStalledScrape(t *testing.T) {
+	failed := make(chan error, 1)
+	b := newBed(t, setup{stall: 200 * time.Millisecond, server: func(o *server.Options) {
+		o.Scrape = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, err := w.Write(make([]byte, 64<<20)) // more than the network holds
+			failed <- err
+		})
+	}})
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", b.server.Addr())
+	require.NoError(t, err)
+	defer conn.Close() //nolint:errcheck // the server has broken it
+	_, err = io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	require.NoError(t, err)
+	select {
+	case err := <-failed:
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	case <-time.After(patience):
+		t.Fatal("it is still waited for")
 	}
 }
 
