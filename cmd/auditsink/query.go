@@ -124,11 +124,14 @@ func (q *asking) run(cmd *cobra.Command) error {
 	}
 	values := q.values(cmd)
 	single := cmd.Flags().Changed("id")
-	if single && len(values) > 0 || !single && q.timestamp != "" {
+	if single && len(values) > 0 || !single && cmd.Flags().Changed("timestamp") {
 		return &usageError{errors.New("--id goes with --timestamp, --organization and --format alone, and --timestamp with --id")}
 	}
 	scope := query.Everything()
 	if cmd.Flags().Changed("organization") {
+		if slices.Contains(q.organizations, "") { // a variable that isn't set, say: it would look as if there were no events
+			return &usageError{errors.New("--organization: it is empty: leave it out, or name one")}
+		}
 		scope = query.Organizations(q.organizations...)
 	}
 	question, err := query.ParseQuestion(values, format, time.Now())
@@ -136,7 +139,7 @@ func (q *asking) run(cmd *cobra.Command) error {
 		return asFlag(err)
 	}
 	var at time.Time
-	if q.timestamp != "" {
+	if cmd.Flags().Changed("timestamp") {
 		if at, err = query.ParseInstant(q.timestamp); err != nil {
 			return &usageError{fmt.Errorf("--timestamp: %w", err)}
 		}

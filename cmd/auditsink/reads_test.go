@@ -184,7 +184,6 @@ func TestQuery(t *testing.T) {
 	require.Len(t, ask("--organization", "A", "--organization", "B").Events, 10)
 	require.Len(t, ask("--organization", "A", "--principal-id", "p3").Events, 1)
 	require.Empty(t, ask("--organization", "A", "--organization-id", "B").Events)
-	require.Empty(t, ask("--organization", "").Events)
 	require.Empty(t, ask("--to", "1h").Events)
 	first := ask("--limit", "4", "--order", "asc", "--organization", "A")
 	second := ask("--limit", "4", "--order", "asc", "--organization", "A", "--from", first.From, "--to", first.To, "--cursor", *first.Next)
@@ -234,6 +233,9 @@ func TestQuery(t *testing.T) {
 		{"--id", "--id 1 --action a"},
 		{"--timestamp", "--timestamp 2020-01-01T00:00:00Z"},
 		{"--timestamp", "--id 1 --timestamp now"},
+		{"--timestamp", "--id 1 --timestamp="},
+		{"--organization", "--organization="},
+		{"--organization", "--organization A --organization="},
 		{"--all", "token --name n"},
 		{"--all", "token --name n --all --organization A"},
 		{"name", "token --all"},

@@ -103,7 +103,7 @@ func oneOf(text string, allowed ...string) error {
 
 // ParseQuestion reads a question from its parameters and completes it: a range that isn't given is the 24 hours before to, or now, and format holds where
 // none is named. Nothing is passed over, since a filter that is would widen the answer: a parameter that is unknown, empty, repeated or of another form is an
-// [InvalidError]. What a [Reader] judges it leaves to that.
+// [InvalidError]. The cursor is judged by the [Reader].
 func ParseQuestion(values url.Values, format Format, now time.Time) (Question, error) {
 	q := Question{Format: format}
 	all := q.parameters()
@@ -152,6 +152,9 @@ func (q *Question) complete(values url.Values, now time.Time) error {
 	}
 	if !f.From.Before(f.To) {
 		return &InvalidError{"from", fmt.Sprintf("the range is empty: %s is not before to, %s", f.From.Format(time.RFC3339Nano), f.To.Format(time.RFC3339Nano))}
+	}
+	if _, err := ask(Everything(), *f); err != nil { // here, so that whoever only looks (HEAD), or has no database yet, is told too
+		return err
 	}
 	if q.Format != JSON {
 		if q.After != "" {

@@ -186,7 +186,7 @@ func TestHead(t *testing.T) {
 	b := newBed(t, setup{})
 	b.insert("A", 6)
 	id := b.page(tokenA, b.events("limit", "1")).Events[0].ID
-	for _, path := range []string{b.events("limit", "2"), b.events("format", "csv"), b.events("format", "ndjson"), fmt.Sprintf("/v1/events/%d", id), "/v1/events/0", "/v1/openapi.json", "/v1/nothing"} {
+	for _, path := range []string{b.events("limit", "2"), b.events("format", "csv"), b.events("format", "ndjson"), b.events("format", "csv", "status", "none"), fmt.Sprintf("/v1/events/%d", id), "/v1/events/0", "/v1/openapi.json", "/v1/nothing"} {
 		get, head := b.get(tokenA, path), b.do(b.request(http.MethodHead, tokenA, path, nil))
 		require.Equal(t, get.status, head.status, path)
 		require.Empty(t, head.body)
