@@ -149,12 +149,3 @@ func TestNoAllocations(t *testing.T) {
 		dst = AppendTimestamp(dst[:0], 1_774_536_902_855_123)
 	}))
 }
-
-func BenchmarkAppendHex(b *testing.B) {
-	f := readVectors(b)[0].fields(b)
-	var dst, scratch []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		dst = AppendHex(dst[:0], f, &scratch)
-	}
-}

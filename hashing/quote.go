@@ -43,24 +43,34 @@ func appendEscape(dst []byte, c byte) []byte {
 	return append(dst, '\\', 'u', '0', '0', digits[c>>4], digits[c&0xf])
 }
 
-// plainPrefix returns how many bytes at the start of text need no escape. It looks at eight bytes at a
-// time: subtracting borrows from the top bit of each byte below 0x20, and of each byte that became zero
-// when the byte sought was taken out by XOR. A borrow may spoil the bytes above it, never the lowest hit.
+// plainPrefix returns how many bytes at the start of text need no escape. It looks at eight bytes at a time, the last of which may have
+// been looked at before.
 func plainPrefix(text []byte) int {
-	const each, tops = 0x0101010101010101, 0x8080808080808080
 	i := 0
 	for ; i+8 <= len(text); i += 8 {
-		word := binary.LittleEndian.Uint64(text[i:])
-		quote, backslash := word^each*'"', word^each*'\\'
-		hits := (word-each*0x20)&^word | (quote-each)&^quote | (backslash-each)&^backslash
-		if hits &= tops; hits != 0 {
+		if hits := escaped(binary.LittleEndian.Uint64(text[i:])); hits != 0 {
 			return i + bits.TrailingZeros64(hits)/8
 		}
 	}
+	if i < len(text) && len(text) >= 8 {
+		i = len(text) - 8
+		if hits := escaped(binary.LittleEndian.Uint64(text[i:])); hits != 0 {
+			return i + bits.TrailingZeros64(hits)/8
+		}
+		return len(text)
+	}
 	for ; i < len(text); i++ {
 		if c := text[i]; c < 0x20 || c == '"' || c == '\\' {
-			return i
+			break
 		}
 	}
 	return i
+}
+
+// escaped marks the bytes of a word that need an escape by their top bits: subtracting borrows from the top bit of each byte below 0x20, and
+// of each byte that became zero when the byte sought was taken out by XOR. A borrow may spoil the bytes above it, never the lowest hit.
+func escaped(word uint64) uint64 {
+	const each, tops = 0x0101010101010101, 0x8080808080808080
+	quote, backslash := word^each*'"', word^each*'\\'
+	return ((word-each*0x20)&^word | (quote-each)&^quote | (backslash-each)&^backslash) & tops
 }

@@ -19,7 +19,7 @@ type Decoder struct {
 	decoded []byte             // those of them that had escapes
 	row     Row
 	prehash []byte
-	hex     []byte // the timestamp's canonical text, then the signature
+	hex     []byte // the signature
 }
 
 // NewDecoder returns a decoder for the rules.
@@ -89,9 +89,8 @@ func (d *Decoder) fill() {
 		d.scanner.details = append(details, '}')
 		row.Details = d.scanner.details
 	}
-	d.hex = hashing.AppendTimestamp(d.hex[:0], row.Timestamp)
 	row.TimestampText = nil
-	if string(d.hex) != string(texts[timestamp]) {
+	if !isCanonical(texts[timestamp]) {
 		row.TimestampText = texts[timestamp]
 	}
 	d.prehash = hashing.AppendPrehash(shrink(d.prehash, keepBytes)[:0], &hashing.Fields{

@@ -135,6 +135,15 @@ func TestNoAllocations(t *testing.T) {
 			}
 		}), value)
 	}
+	d := NewDecoder(signed)
+	records, _ := sampleRecords()
+	next := 0
+	require.Zero(t, testing.AllocsPerRun(2*len(records), func() {
+		if _, q := d.Take(&records[next%len(records)], benchmarkNow); q != nil {
+			t.Fatal(q)
+		}
+		next++
+	}), "events of all the sample's kinds")
 }
 
 // hostile are texts of about a mebibyte that drive each part of the decoder to its worst.

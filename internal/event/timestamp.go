@@ -1,6 +1,10 @@
 package event
 
-import "time"
+import (
+	"time"
+
+	"auditsink/hashing"
+)
 
 // parseTimestamp reads a timestamp of RFC 3339, with one to nine digits of fraction if any, and without a zone
 // (meaning UTC) if so sent. It returns microseconds since the Unix epoch; further digits are dropped, which
@@ -30,6 +34,13 @@ func parseTimestamp(text []byte) (unixMicro int64, ok bool) {
 	}
 	at := time.Date(year, time.Month(month), day, hour, minute-offset, second, 0, time.UTC)
 	return at.UnixMicro() + int64(micro), true
+}
+
+// isCanonical reports whether a text that parseTimestamp takes is what [hashing.AppendTimestamp] gives for its instant: milliseconds,
+// in UTC, with capital letters.
+func isCanonical(text []byte) bool {
+	const milliseconds = len("2006-01-02T15:04:05.000")
+	return len(text) == hashing.TimestampLen && text[10] == 'T' && text[milliseconds] == 'Z'
 }
 
 // parseFraction reads the fraction of a second that text may start with, as microseconds.
