@@ -264,19 +264,27 @@ func (a *attempt) copyRecords(ctx context.Context, conn *pgx.Conn) error {
 
 // take begins to make rows of records.
 func (a *attempt) take(records []event.Record, now time.Time) *rowStream {
-	decoder := a.decoders.Get().(*event.Decoder) //nolint:forcetypeassert,errcheck // the pool holds nothing else
-	stream := newRowStream(decoder, a.batch.Claim.LaneID, records, a.barred, now)
+	scratch := a.scratches.Get().(*scratch) //nolint:forcetypeassert,errcheck // the pool holds nothing else
+	stream := newRowStream(scratch, a.batch.Claim.LaneID, records, a.barred, now)
 	if a.search != nil {
 		stream.refused = a.search.refused
 	}
 	return stream
 }
 
+// release ends a stream, whose scratch space others may have from then on.
+func (a *attempt) release(stream *rowStream) {
+	stream.close()
+	if cap(stream.scratch.buf) > keepChunk {
+		stream.scratch.buf = nil
+	}
+	a.scratches.Put(stream.scratch)
+}
+
 // copyRows sends the rows of a stream, and ends it.
 func (a *attempt) copyRows(ctx context.Context, conn *pgx.Conn, stream *rowStream) error {
 	tag, err := conn.PgConn().CopyFrom(ctx, stream, copyRows)
-	stream.close()
-	a.decoders.Put(stream.decoder)
+	a.release(stream)
 	if err != nil {
 		return copyFailed(len(stream.records), err)
 	}
@@ -336,7 +344,7 @@ func (a *attempt) settle(ctx context.Context, conn *pgx.Conn) (bool, error) {
 // rows go to quarantine.
 func (a *attempt) makePartitions(ctx context.Context) error {
 	stream := a.take(a.batch.Records, time.Now())
-	defer a.decoders.Put(stream.decoder)
+	defer a.release(stream)
 	if _, err := io.Copy(io.Discard, stream); err != nil {
 		return fmt.Errorf("find the days of a batch: %w", err)
 	}

@@ -128,7 +128,7 @@ func (a *attempt) bisect(ctx context.Context, conn *pgx.Conn) (out []aside, err 
 // copyRange is copyRows, without the COPY where no row is left.
 func (a *attempt) copyRange(ctx context.Context, conn *pgx.Conn, stream *rowStream) error {
 	if stream.fill(); stream.ended && stream.rows == 0 {
-		a.decoders.Put(stream.decoder)
+		a.release(stream)
 		return nil
 	}
 	return a.copyRows(ctx, conn, stream)

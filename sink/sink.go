@@ -58,9 +58,8 @@ type Sink struct {
 	metrics *metrics.Metrics
 	log     *zap.Logger
 
-	// decoders are handed from batch to batch: each holds scratch as large as its largest record so far.
-	decoders sync.Pool
-	brake    brake
+	scratches sync.Pool // of *scratch
+	brake     brake
 }
 
 // EnsureFunc makes the table partitions for the given days, as first instants in UTC, and returns those it may not make one for.
@@ -70,6 +69,6 @@ type EnsureFunc func(ctx context.Context, days []time.Time) (refused []time.Time
 func New(pool *postgres.Pool, rules event.Rules, ensure EnsureFunc, m *metrics.Metrics, log *zap.Logger) *Sink {
 	return &Sink{
 		pool: pool, rules: rules, ensure: ensure, metrics: m, log: log,
-		decoders: sync.Pool{New: func() any { return event.NewDecoder(rules) }},
+		scratches: sync.Pool{New: func() any { return &scratch{decoder: event.NewDecoder(rules)} }},
 	}
 }

@@ -10,8 +10,18 @@ import (
 	"auditsink/internal/event"
 )
 
-// chunk is how much is encoded at a time: about what pgconn sends at a time.
-const chunk = 64 << 10
+const (
+	// chunk is how much is encoded at a time: little enough to be in the processor's first cache when it is copied.
+	chunk = 8 << 10
+	// keepChunk bounds the buffer that is kept for the next batch: a record of a megabyte makes a chunk as large.
+	keepChunk = 64 << 10
+)
+
+// scratch is what making rows takes, and is handed from batch to batch. A decoder holds as much as its largest record so far took, within bounds.
+type scratch struct {
+	decoder *event.Decoder
+	buf     []byte
+}
 
 // rowStream decodes, hashes and encodes records while COPY reads it, so that a batch needs no second copy of itself in memory
 // and Postgres works while the next rows are made. Records that can't be rows are set aside.
@@ -20,15 +30,14 @@ type rowStream struct {
 	// CopyFrom has returned.
 	mu      sync.Mutex
 	closed  bool
-	decoder *event.Decoder
+	scratch *scratch
 	lane    int32
 	now     time.Time
 	flushed int64
 	records []event.Record
 	next    int
 	ended   bool
-	buf     []byte
-	unread  []byte
+	unread  []byte // of the scratch buffer
 
 	rows  int64
 	aside []aside
@@ -47,41 +56,46 @@ type aside struct {
 	event.Quarantine
 }
 
-func newRowStream(decoder *event.Decoder, lane int32, records []event.Record, barred map[time.Time]bool, now time.Time) *rowStream {
-	return &rowStream{
-		decoder: decoder, lane: lane, records: records, barred: barred, now: now, flushed: now.UnixMilli(),
-		buf: append(make([]byte, 0, chunk+chunk/4), copyHeader...),
-	}
+func newRowStream(scratch *scratch, lane int32, records []event.Record, barred map[time.Time]bool, now time.Time) *rowStream {
+	scratch.buf = append(scratch.buf[:0], copyHeader...)
+	return &rowStream{scratch: scratch, lane: lane, records: records, barred: barred, now: now, flushed: now.UnixMilli()}
 }
 
-// Read implements io.Reader with the next part of the COPY data.
-func (s *rowStream) Read(p []byte) (int, error) {
+// Read implements io.Reader with the next part of the COPY data. It fills p to the end: pgconn sends what one Read gives as one message, by one
+// system call, and each wakes the server.
+func (s *rowStream) Read(p []byte) (n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return 0, io.ErrClosedPipe
 	}
-	if len(s.unread) == 0 {
-		if s.ended {
-			return 0, io.EOF
+	for n < len(p) {
+		if len(s.unread) == 0 {
+			if s.ended {
+				break
+			}
+			s.fill()
 		}
-		s.fill()
+		copied := copy(p[n:], s.unread)
+		s.unread = s.unread[copied:]
+		n += copied
 	}
-	n := copy(p, s.unread)
-	s.unread = s.unread[n:]
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
 	return n, nil
 }
 
 // fill encodes about a chunk of rows; at the end it adds the trailer.
 func (s *rowStream) fill() {
-	b := s.buf // the header, the first time
+	b := s.scratch.buf // the header, the first time
 	for ; len(b) < chunk && s.next < len(s.records); s.next++ {
 		rec := &s.records[s.next]
 		if quarantine, ok := s.refused[rec.Offset]; ok {
 			s.aside = append(s.aside, aside{rec, quarantine})
 			continue
 		}
-		row, quarantine := s.decoder.Take(rec, s.now)
+		row, quarantine := s.scratch.decoder.Take(rec, s.now)
 		if quarantine != nil {
 			s.aside = append(s.aside, aside{rec, *quarantine})
 			continue
@@ -100,7 +114,7 @@ func (s *rowStream) fill() {
 		s.ended = true
 	}
 	s.unread = b
-	s.buf = b[:0]
+	s.scratch.buf = b[:0]
 }
 
 var barredDay = event.Quarantine{
