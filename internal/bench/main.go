@@ -39,6 +39,10 @@ type options struct {
 	scale   scalePlan
 	convert convertPlan
 	reads   readsPlan
+
+	latency latencyPlan
+	// ingestVariants are the variants of the scenarios that measure all indexes where none are asked for.
+	ingestVariants []string
 }
 
 func main() {
@@ -66,6 +70,7 @@ func parse(args []string) (options, error) {
 		scale:   scalePlan{lanes: 16, rate: 2000, workers: []int{1, 4, 2}, each: 20 * time.Second},
 		convert: convertPlan{rows: 2_000_000, months: 24, rate: 500, writers: 4, before: 5 * time.Second, after: 5 * time.Second},
 		reads:   readsPlan{rows: 2_000_000, months: 24, cold: 5, warm: 50},
+		latency: latencyPlan{runs: 5, shares: []int{25, 50, 90}},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
@@ -75,12 +80,16 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
-	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: throughput, outage, backlog, scale, convert, reads")
+	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: "+strings.Join(scenarioNames, ", "))
 	flags.IntVar(&o.convert.rows, "convert-rows", o.convert.rows, "rows of the table that is converted")
 	flags.IntVar(&o.reads.rows, "reads-rows", o.reads.rows, "rows of the table that pages are read of")
 	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
 	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
-	variants := flags.String("variants", "none,all", "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", "))
+	variants := flags.String("variants", "none,all", "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", ")+"; latency and recovery measure all alone where it isn't given")
+	flags.IntVar(&o.latency.runs, "latency-runs", o.latency.runs, "runs of each load of the scenario latency, of which the medians are taken")
+	flags.Float64Var(&o.latency.peak, "latency-peak", 0, "peak rate in events a second, of which the loads are shares (default measured)")
+	flags.DurationVar(&o.latency.warmUp, "latency-warmup", 5*time.Second, "part of each load that is left out")
+	flags.DurationVar(&o.latency.after, "latency-for", 20*time.Second, "part of each load that counts, after the warm-up")
 	flags.Func("set", "another variable of the worker, NAME=VALUE; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
 			return errors.New("want NAME=VALUE")
@@ -102,7 +111,7 @@ func parse(args []string) (options, error) {
 		to          *[]string
 	}{
 		{"variants", *variants, variantNames, &o.variants},
-		{"scenarios", *scenarios, []string{"throughput", "outage", "backlog", "scale", "convert", "reads"}, &o.scenarios},
+		{"scenarios", *scenarios, scenarioNames, &o.scenarios},
 		{"backlog-codecs", *compressed, []string{"snappy", "none", "zstd"}, &o.backlog.codecs},
 	} {
 		*list.to = strings.Split(list.value, ",")
@@ -112,6 +121,12 @@ func parse(args []string) (options, error) {
 			}
 		}
 	}
+	o.ingestVariants = []string{allIndexes}
+	flags.Visit(func(f *flag.Flag) {
+		if f.Name == "variants" {
+			o.ingestVariants = o.variants
+		}
+	})
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
@@ -121,8 +136,14 @@ func parse(args []string) (options, error) {
 	if o.backlog.bytes < 1 {
 		return o, errors.New("-backlog-bytes must be positive")
 	}
+	if l := o.latency; l.runs < 1 || l.peak < 0 || l.warmUp < 0 || l.after <= 0 {
+		return o, errors.New("-latency-runs and -latency-for must be positive, -latency-peak and -latency-warmup not negative")
+	}
 	return o, nil
 }
+
+// scenarioNames lists what -scenarios may name.
+var scenarioNames = []string{"throughput", "outage", "backlog", "scale", "convert", "reads", "latency", "recovery"}
 
 // bench is the servers and the worker that all rounds use.
 type bench struct {
@@ -159,6 +180,8 @@ func (b *bench) scenario(ctx context.Context, name string, r *report) (err error
 		r.Convert, err = b.convertTable(ctx)
 	case "reads":
 		r.Reads, err = b.measureReads(ctx)
+	case "latency":
+		r.Latencies, err = b.measureLatencies(ctx)
 	case "scale":
 		r.Scale, err = b.measureScaling(ctx)
 	default:
@@ -211,13 +234,18 @@ func (b *bench) close() error {
 	return errors.Join(append(errs, os.RemoveAll(b.folder))...)
 }
 
+// eventsOf is how many events are stored with the indexes of a variant.
+func (b *bench) eventsOf(variant string) int {
+	if variant == noIndex {
+		return b.events
+	}
+	return b.indexedEvents
+}
+
 // variant runs all rounds with or without indexes, the ceiling and the worker in turn, so that what slows the machine for a
 // while slows both.
 func (b *bench) variant(ctx context.Context, name string) ([]figures, error) {
-	events := b.events
-	if name != noIndex {
-		events = b.indexedEvents
-	}
+	events := b.eventsOf(name)
 	say("indexes: %s: making %d events", name, events)
 	load, err := b.preload(ctx, "bench-"+name, events)
 	if err != nil {

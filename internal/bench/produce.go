@@ -19,6 +19,11 @@ func (b *bench) newTopic(ctx context.Context, topic string, lanes int, extra ...
 	if err := b.kafka.NewTopic(ctx, topic, int32(lanes), nil); err != nil { //nolint:gosec // a small number
 		return nil, err
 	}
+	return b.newProducer(extra...)
+}
+
+// newProducer makes one that spreads records evenly over a topic's lanes.
+func (b *bench) newProducer(extra ...kgo.Opt) (*kafka.Producer, error) {
 	cfg := config.Default()
 	cfg.KafkaBrokers = b.kafka.Brokers()
 	return kafka.NewProducer(cfg, zap.NewNop(), append(extra, kgo.RecordPartitioner(kgo.BasicConsistentPartitioner(inTurn)))...)
@@ -30,6 +35,31 @@ func (b *bench) admin() (*kadm.Client, error) {
 		return nil, fmt.Errorf("make a Kafka client: %w", err)
 	}
 	return kadm.NewClient(client), nil
+}
+
+func (b *bench) deleteTopic(ctx context.Context, topic string) error {
+	admin, err := b.admin()
+	if err != nil {
+		return err
+	}
+	defer admin.Close()
+	if _, err := admin.DeleteTopic(ctx, topic); err != nil {
+		return fmt.Errorf("delete topic %s: %w", topic, err)
+	}
+	return nil
+}
+
+// fill publishes so many events as fast as it can.
+func fill(ctx context.Context, producer *kafka.Producer, topic string, events int) error {
+	generator := sample.New(seed)
+	for range events {
+		key, value := generator.Next(time.Now())
+		producer.Produce(ctx, topic, key, value)
+	}
+	if err := producer.Flush(ctx); err != nil {
+		return fmt.Errorf("fill topic %s: %w", topic, err)
+	}
+	return nil
 }
 
 // inTurn spreads records evenly, where hashing the keys of a dozen clinics would not.

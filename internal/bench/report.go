@@ -85,14 +85,15 @@ func (f figures) String() string {
 
 // report is what the bench puts out.
 type report struct {
-	Facts    []fact           `json:"facts"`
-	Runs     []figures        `json:"runs,omitempty"`
-	Medians  []figures        `json:"medians,omitempty"`
-	Outage   *outageFigures   `json:"outage,omitempty"`
-	Backlogs []backlogFigures `json:"backlogs,omitempty"`
-	Scale    *scaleFigures    `json:"scale,omitempty"`
-	Convert  *convertFigures  `json:"convert,omitempty"`
-	Reads    *readsFigures    `json:"reads,omitempty"`
+	Facts     []fact           `json:"facts"`
+	Runs      []figures        `json:"runs,omitempty"`
+	Medians   []figures        `json:"medians,omitempty"`
+	Outage    *outageFigures   `json:"outage,omitempty"`
+	Backlogs  []backlogFigures `json:"backlogs,omitempty"`
+	Scale     *scaleFigures    `json:"scale,omitempty"`
+	Convert   *convertFigures  `json:"convert,omitempty"`
+	Reads     *readsFigures    `json:"reads,omitempty"`
+	Latencies []latencyFigures `json:"latencies,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -156,6 +157,7 @@ func (r *report) publish(out io.Writer, path string) error {
 	r.Scale.print(&text)
 	r.Convert.print(&text)
 	r.Reads.print(&text)
+	printLatencies(&text, r.Latencies)
 	if _, err := out.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
