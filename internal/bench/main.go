@@ -40,7 +40,8 @@ type options struct {
 	convert convertPlan
 	reads   readsPlan
 
-	latency latencyPlan
+	latency  latencyPlan
+	recovery recoveryPlan
 	// ingestVariants are the variants of the scenarios that measure all indexes where none are asked for.
 	ingestVariants []string
 }
@@ -65,12 +66,13 @@ func main() {
 
 func parse(args []string) (options, error) {
 	o := options{
-		backlog: backlogPlan{lanes: 64},
-		outage:  outagePlan{lanes: 8, rate: 5000, before: 20 * time.Second, down: time.Minute, after: 40 * time.Second},
-		scale:   scalePlan{lanes: 16, rate: 2000, workers: []int{1, 4, 2}, each: 20 * time.Second},
-		convert: convertPlan{rows: 2_000_000, months: 24, rate: 500, writers: 4, before: 5 * time.Second, after: 5 * time.Second},
-		reads:   readsPlan{rows: 2_000_000, months: 24, cold: 5, warm: 50},
-		latency: latencyPlan{runs: 5, shares: []int{25, 50, 90}},
+		backlog:  backlogPlan{lanes: 64},
+		outage:   outagePlan{lanes: 8, rate: 5000, before: 20 * time.Second, down: time.Minute, after: 40 * time.Second},
+		scale:    scalePlan{lanes: 16, rate: 2000, workers: []int{1, 4, 2}, each: 20 * time.Second},
+		convert:  convertPlan{rows: 2_000_000, months: 24, rate: 500, writers: 4, before: 5 * time.Second, after: 5 * time.Second},
+		reads:    readsPlan{rows: 2_000_000, months: 24, cold: 5, warm: 50},
+		latency:  latencyPlan{runs: 5, shares: []int{25, 50, 90}},
+		recovery: recoveryPlan{lanes: 8, before: 10 * time.Second},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
@@ -90,6 +92,9 @@ func parse(args []string) (options, error) {
 	flags.Float64Var(&o.latency.peak, "latency-peak", 0, "peak rate in events a second, of which the loads are shares (default measured)")
 	flags.DurationVar(&o.latency.warmUp, "latency-warmup", 5*time.Second, "part of each load that is left out")
 	flags.DurationVar(&o.latency.after, "latency-for", 20*time.Second, "part of each load that counts, after the warm-up")
+	flags.IntVar(&o.recovery.kills, "recovery-kills", 5, "workers killed by the scenario recovery")
+	flags.IntVar(&o.recovery.rate, "recovery-rate", 2000, "events a second of the scenario recovery")
+	flags.DurationVar(&o.recovery.backlog, "recovery-backlog", time.Hour, "events of so long at -recovery-rate are the backlog that a worker catches up with")
 	flags.Func("set", "another variable of the worker, NAME=VALUE; may be repeated", func(s string) error {
 		if !strings.Contains(s, "=") {
 			return errors.New("want NAME=VALUE")
@@ -139,6 +144,9 @@ func parse(args []string) (options, error) {
 	if l := o.latency; l.runs < 1 || l.peak < 0 || l.warmUp < 0 || l.after <= 0 {
 		return o, errors.New("-latency-runs and -latency-for must be positive, -latency-peak and -latency-warmup not negative")
 	}
+	if p := o.recovery; p.kills < 1 || p.rate < 1 || p.backlog <= 0 {
+		return o, errors.New("-recovery-kills, -recovery-rate and -recovery-backlog must be positive")
+	}
 	return o, nil
 }
 
@@ -182,6 +190,8 @@ func (b *bench) scenario(ctx context.Context, name string, r *report) (err error
 		r.Reads, err = b.measureReads(ctx)
 	case "latency":
 		r.Latencies, err = b.measureLatencies(ctx)
+	case "recovery":
+		r.Recovery, err = b.measureRecovery(ctx)
 	case "scale":
 		r.Scale, err = b.measureScaling(ctx)
 	default:

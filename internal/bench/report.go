@@ -94,6 +94,7 @@ type report struct {
 	Convert   *convertFigures  `json:"convert,omitempty"`
 	Reads     *readsFigures    `json:"reads,omitempty"`
 	Latencies []latencyFigures `json:"latencies,omitempty"`
+	Recovery  *recoveryFigures `json:"recovery,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -158,6 +159,7 @@ func (r *report) publish(out io.Writer, path string) error {
 	r.Convert.print(&text)
 	r.Reads.print(&text)
 	printLatencies(&text, r.Latencies)
+	r.Recovery.print(&text)
 	if _, err := out.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}

@@ -116,6 +116,15 @@ func (w *worker) stop() error {
 	}
 }
 
+// kill ends the worker with SIGKILL, and waits until it has ended.
+func (w *worker) kill() error {
+	if err := w.cmd.Process.Kill(); err != nil {
+		return fmt.Errorf("kill the worker: %w", err)
+	}
+	<-w.done
+	return nil
+}
+
 // measure notes the most memory the worker had so far. It is the kernel's own high-water mark, VmHWM of proc_pid_status(5), and
 // not ru_maxrss, which a child inherits from a parent as large as we are.
 func (w *worker) measure() {
