@@ -20,8 +20,9 @@ const headerOverhead = 48
 
 // limits say when a lane's records become a batch.
 type limits struct {
-	rows     int
-	bytes    int64
+	rows  int
+	bytes int64
+	// interval is the age by which records are to be stored, not only begun with: see [lane.due].
 	interval time.Duration
 }
 
@@ -76,8 +77,9 @@ type lane struct {
 	// since is when the oldest of what is queued arrived; oldest is the timestamp of the oldest record not stored, in ms, or -1.
 	since  time.Time
 	oldest int64
-	// flushing is when the batch under way was begun, or zero.
+	// flushing is when the batch under way was begun, or zero; took is how long batches have been taking to be stored.
 	flushing time.Time
+	took     time.Duration
 	// committed is the offset that Kafka knows.
 	committed int64
 	// newest is the timestamp of the last record stored since there was no lag, in ms, or -1; behind is when that was, or when the lag was first seen.
@@ -264,7 +266,8 @@ func (l *lane) check(had sink.Claim, epoch, next int64, owner string) {
 	l.signal()
 }
 
-// due tells whether a batch is due, or how long until it will be. l.mu is held.
+// due tells whether a batch is due, or how long until it will be. By age it is early enough to be stored when its oldest record is as old as the
+// interval, if it takes as long as those before. l.mu is held.
 func (l *lane) due(now time.Time) (time.Duration, bool) {
 	if l.reached <= l.claim.Next || l.phase != running && l.phase != draining {
 		return time.Hour, false
@@ -272,8 +275,8 @@ func (l *lane) due(now time.Time) (time.Duration, bool) {
 	if l.rows >= l.limits.rows || l.bytes >= min(l.limits.bytes, l.share/2) || l.phase == draining || l.astray != nil {
 		return 0, true
 	}
-	age := now.Sub(l.since)
-	return l.limits.interval - age, age >= l.limits.interval
+	wait := l.limits.interval - l.took - now.Sub(l.since)
+	return wait, wait <= 0
 }
 
 // cut takes the next batch off the queue. l.mu is held.
@@ -310,6 +313,9 @@ func (l *lane) stored(b *sink.Batch) (bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.claim.Next, l.claim.LeaderEpoch = b.To, b.LeaderEpoch
+	if !l.flushing.IsZero() {
+		l.learn(time.Since(l.flushing))
+	}
 	l.flushing = time.Time{}
 	for i := range b.Records {
 		bytes += cost(&b.Records[i])
@@ -326,6 +332,14 @@ func (l *lane) stored(b *sink.Batch) (bytes int64) {
 		l.pause(false)
 	}
 	return bytes
+}
+
+// learn notes how long a batch took. What counts is the longest, which is forgotten by an eighth of the difference with each shorter one: a batch that is
+// early costs little, one that is late is what the interval is there to prevent. Beyond half of the interval it counts as that, so that batches don't
+// become ever smaller where Postgres can't keep up, and an outage is soon forgotten. l.mu is held.
+func (l *lane) learn(took time.Duration) {
+	took = min(took, l.limits.interval/2)
+	l.took = max(took, l.took-(l.took-took)/8)
 }
 
 // discard drops what is buffered and not stored, so that the lane ends where it is stored. It returns how many bytes that were.
