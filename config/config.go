@@ -52,7 +52,7 @@ type Config struct {
 
 	FlushRows     int           `envconfig:"FLUSH_ROWS" default:"5000" min:"1" max:"1000000" desc:"Records at which a lane's batch is stored"`
 	FlushBytes    Size          `envconfig:"FLUSH_BYTES" default:"8MiB" min:"1" max:"1GiB" desc:"Bytes of records at which a lane's batch is stored, or half of its share of AUDITSINK_BUFFER_BYTES where that is less"`
-	FlushInterval time.Duration `envconfig:"FLUSH_INTERVAL" default:"500ms" min:"1ms" desc:"Age at which a lane's batch is stored"`
+	FlushInterval time.Duration `envconfig:"FLUSH_INTERVAL" default:"500ms" min:"1ms" desc:"Age by which a lane's batch is stored: its flush begins earlier by what flushes take, by half of this at most"`
 	BufferBytes   Size          `envconfig:"BUFFER_BYTES" default:"32MiB" min:"1" desc:"Bytes of records held in memory, shared out among the lanes; a lane over its share pauses"`
 
 	PartitionInterval string `envconfig:"PARTITION_INTERVAL" default:"month" oneof:"month|day" desc:"How long a partition is that is created ahead of time, in UTC"`

@@ -25,7 +25,8 @@ type Options struct {
 	Owner string
 	// FromLatest makes a group that never committed begin at the end of the log and not at its start.
 	FromLatest bool
-	// A batch is stored once it has FlushRows records or FlushBytes bytes, or once its oldest record has waited for FlushInterval.
+	// A batch is begun once it has FlushRows records or FlushBytes bytes, or early enough for its oldest record to be stored FlushInterval after it came, if
+	// the flush takes no longer than half of that, nor than those before.
 	FlushRows     int
 	FlushBytes    int64
 	FlushInterval time.Duration

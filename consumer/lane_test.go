@@ -124,6 +124,55 @@ func TestLagAge(t *testing.T) {
 	})
 }
 
+// TestOldEnoughCountsTheFlush: under a steady load records are as old as the interval when they are stored, and not by a flush older; where flushes take too
+// long, batches don't become smaller without end, and that is forgotten.
+func TestOldEnoughCountsTheFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLane(limits{rows: 1000, bytes: 1 << 20, interval: time.Second})
+		const every = 10 * time.Millisecond
+		began, stop := time.Now(), make(chan struct{})
+		defer close(stop)
+		go func() {
+			for next := int64(0); ; next++ {
+				l.put(records(next), time.Now())
+				select {
+				case <-stop:
+					return
+				case <-time.After(every): // the clock is synctest's
+				}
+			}
+		}()
+		flush := func(takes time.Duration) (age time.Duration, rows int) { // of the oldest record
+			b := due(t, l)
+			first, rows := time.Duration(b.Records[0].Offset), len(b.Records)
+			time.Sleep(takes)
+			l.stored(b)
+			return time.Since(began) - first*every, rows
+		}
+		age, _ := flush(200 * time.Millisecond)
+		require.Equal(t, 1200*time.Millisecond, age, "nothing is known before the first")
+		age, rows := flush(200 * time.Millisecond)
+		require.Equal(t, time.Second, age)
+		require.InDelta(t, 80, rows, 1)
+		for _, takes := range []time.Duration{150, 180, 100, 170} {
+			age, _ = flush(takes * time.Millisecond)
+			require.LessOrEqual(t, age, time.Second, "the longest counts, for a while")
+			require.Greater(t, age, 850*time.Millisecond)
+		}
+		flush(time.Minute)
+		for _, rows = flush(0); rows == 1000; _, rows = flush(0) {
+		}
+		flush(0) // what was left
+		_, rows = flush(0)
+		require.Greater(t, rows, 40, "half of the interval is waited for, however long flushes take")
+		for range 30 {
+			age, _ = flush(100 * time.Millisecond)
+		}
+		require.Greater(t, age, 980*time.Millisecond, "the minute is forgotten")
+		require.LessOrEqual(t, age, time.Second)
+	})
+}
+
 func TestHolesMoveThePosition(t *testing.T) {
 	l := newTestLane(wide)
 	l.put(records(2, 5), time.Now())

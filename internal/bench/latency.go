@@ -245,18 +245,19 @@ func awaitRows(ctx context.Context, sink feeder, db *database, rows int64) error
 // produced, to its transaction's commit. The server notes that moment when it writes the commit to the WAL, right before it waits for the disk.
 func (db *database) latencies(ctx context.Context, since time.Time) (l latencies, err error) {
 	var p []float64
+	var behind *float64
 	err = db.conn.QueryRow(ctx, `
 		SELECT count(*), percentile_disc(ARRAY[0.5, 0.99, 0.999, 1]) WITHIN GROUP (ORDER BY extract(epoch FROM committed - produced)::float8 * 1000),
 			extract(epoch FROM max(committed) - max(produced))::float8 * 1000
 		FROM (SELECT timestamp, pg_xact_commit_timestamp(xmin) FROM audit_log WHERE timestamp >= $1) AS stored (produced, committed)`, since).
-		Scan(&l.Events, &p, &l.BehindMillis)
+		Scan(&l.Events, &p, &behind)
 	if err != nil {
 		return l, fmt.Errorf("read the latencies: %w", err)
 	}
-	if len(p) != 4 {
-		return l, errors.New("no event is as young as those that count")
+	if behind == nil || len(p) != 4 {
+		return l, errors.New("read the latencies: no event is as young as those that count")
 	}
-	l.P50, l.P99, l.P999, l.Max = p[0], p[1], p[2], p[3]
+	l.P50, l.P99, l.P999, l.Max, l.BehindMillis = p[0], p[1], p[2], p[3], *behind
 	return l, nil
 }
 
