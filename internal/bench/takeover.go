@@ -295,7 +295,7 @@ func (t *takeover) see(seconds float64, was, now map[int32]laneState, taken map[
 		case t.ClaimedSeconds == 0:
 			t.ClaimedSeconds = seconds
 		}
-		if l.next == before.next || taken[id] {
+		if l.next == before.next {
 			continue
 		}
 		if taken[id] = true; t.StoredSeconds == 0 {
