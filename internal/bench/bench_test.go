@@ -45,15 +45,12 @@ func TestRun(t *testing.T) {
 // TestScenarios runs the others, small: none fails, so each event was one row.
 func TestScenarios(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "figures.json")
-	o, err := parse([]string{"-scenarios", "backlog,outage,scale,convert,reads,latency,recovery", "-set", "AUDITSINK_KAFKA_SESSION_TIMEOUT=2s", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
+	o, err := parse([]string{"-scenarios", "backlog,outage,scale,convert,reads", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
 	require.NoError(t, err)
 	o.outage = outagePlan{lanes: 2, rate: 200, before: time.Second, down: time.Second, after: time.Second}
 	o.scale = scalePlan{lanes: 4, rate: 200, workers: []int{1, 3, 2}, each: 5 * time.Second}
 	o.convert = convertPlan{rows: 5000, months: 5, rate: 100, writers: 2, before: time.Second, after: time.Second}
 	o.reads = readsPlan{rows: 12000, months: 12, cold: 1, warm: 3}
-	o.indexedEvents = 1000
-	o.latency = latencyPlan{runs: 1, shares: []int{5, 10}, warmUp: time.Second, after: time.Second}
-	o.recovery = recoveryPlan{lanes: 4, rate: 200, kills: 1, backlog: 5 * time.Second, before: time.Second}
 	require.NoError(t, run(t.Context(), o))
 
 	raw, err := os.ReadFile(path)
@@ -61,28 +58,6 @@ func TestScenarios(t *testing.T) {
 	var r report
 	require.NoError(t, json.Unmarshal(raw, &r))
 	require.Empty(t, r.Runs)
-	require.Len(t, r.Latencies, 1)
-	require.Equal(t, allIndexes, r.Latencies[0].Variant)
-	require.Len(t, r.Latencies[0].Loads, 2)
-	for _, load := range r.Latencies[0].Loads {
-		require.Len(t, load.Runs, 1)
-		require.Equal(t, max(int(r.Latencies[0].Peak*float64(load.Share)/100), 1), load.Rate)
-		l := load.Median
-		require.Positive(t, l.Events)
-		require.Positive(t, l.P50)
-		require.True(t, l.P50 <= l.P99 && l.P99 <= l.P999 && l.P999 <= l.Max, l)
-	}
-	require.InDelta(t, 2, r.Recovery.Takeovers.SessionSeconds, 1e-9)
-	require.Len(t, r.Recovery.Takeovers.Kills, 1)
-	k := r.Recovery.Takeovers.Kills[0]
-	require.Equal(t, 2, k.Lanes)
-	require.Positive(t, k.NoticedSeconds)
-	require.True(t, k.ClaimedSeconds > 0 && k.ClaimedSeconds <= k.StoredSeconds && k.StoredSeconds <= k.AllStoredSeconds, k)
-	require.Len(t, r.Recovery.CatchUps, 1)
-	c := r.Recovery.CatchUps[0]
-	require.Greater(t, c.Events, int64(1000))
-	require.Greater(t, c.PeakLag, c.NormalLag)
-	require.Positive(t, c.CaughtUpSeconds)
 	require.Len(t, r.Reads.Pages, len(pageFilters))
 	for _, p := range r.Reads.Pages {
 		require.Positive(t, p.Cold.Median, p.Filter)
@@ -114,6 +89,44 @@ func TestScenarios(t *testing.T) {
 		require.Positive(t, p.LongestSeconds)
 		require.LessOrEqual(t, p.MedianSeconds, p.LongestSeconds)
 	}
+}
+
+// TestLatencyAndRecovery runs both, small, as TestScenarios.
+func TestLatencyAndRecovery(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "figures.json")
+	o, err := parse([]string{"-scenarios", "latency,recovery", "-set", "AUDITSINK_KAFKA_SESSION_TIMEOUT=2s", "-json", path})
+	require.NoError(t, err)
+	o.indexedEvents = 1000
+	o.latency = latencyPlan{runs: 1, shares: []int{5, 10}, warmUp: time.Second, after: time.Second}
+	o.recovery = recoveryPlan{lanes: 4, rate: 200, kills: 1, backlog: 5 * time.Second, before: time.Second}
+	require.NoError(t, run(t.Context(), o))
+
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+	var r report
+	require.NoError(t, json.Unmarshal(raw, &r))
+	require.Len(t, r.Latencies, 1)
+	require.Equal(t, allIndexes, r.Latencies[0].Variant)
+	require.Len(t, r.Latencies[0].Loads, 2)
+	for _, load := range r.Latencies[0].Loads {
+		require.Len(t, load.Runs, 1)
+		require.Equal(t, max(int(r.Latencies[0].Peak*float64(load.Share)/100), 1), load.Rate)
+		l := load.Median
+		require.Positive(t, l.Events)
+		require.Positive(t, l.P50)
+		require.True(t, l.P50 <= l.P99 && l.P99 <= l.P999 && l.P999 <= l.Max, l)
+	}
+	require.InDelta(t, 2, r.Recovery.Takeovers.SessionSeconds, 1e-9)
+	require.Len(t, r.Recovery.Takeovers.Kills, 1)
+	k := r.Recovery.Takeovers.Kills[0]
+	require.Equal(t, 2, k.Lanes)
+	require.Positive(t, k.NoticedSeconds)
+	require.True(t, k.ClaimedSeconds > 0 && k.ClaimedSeconds <= k.StoredSeconds && k.StoredSeconds <= k.AllStoredSeconds, k)
+	require.Len(t, r.Recovery.CatchUps, 1)
+	c := r.Recovery.CatchUps[0]
+	require.Greater(t, c.Events, int64(1000))
+	require.Greater(t, c.PeakLag, c.NormalLag)
+	require.Positive(t, c.CaughtUpSeconds)
 }
 
 // TestLatencies: from an event's timestamp to its commit, whoever stored it, of the events since a moment.
