@@ -10,10 +10,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev test faults lint fmt tidy tidy-check bench fuzz
+.PHONY: help build dev test faults lint fmt tidy tidy-check bench bench-compare fuzz
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build bin/auditsink, a static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/auditsink ./cmd/auditsink
@@ -43,6 +43,9 @@ tidy-check: ## Fail when go.mod or go.sum is not up to date
 
 bench: ## Run the benchmark; BENCH='…' are its arguments
 	$(GO) run ./internal/bench $(BENCH)
+
+bench-compare: ## Run the benchmark beside Debezium's JDBC sink; BENCH as for bench
+	$(GO) run ./internal/bench -scenarios compare $(BENCH)
 
 fuzz: ## Run each fuzz test for FUZZTIME (30s)
 	@set -e; grep -rEoH --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | \

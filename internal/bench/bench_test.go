@@ -45,7 +45,10 @@ func TestRun(t *testing.T) {
 // TestScenarios runs the others, small: none fails, so each event was one row.
 func TestScenarios(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "figures.json")
-	o, err := parse([]string{"-scenarios", "backlog,outage,scale,convert,reads", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path})
+	o, err := parse([]string{
+		"-scenarios", "backlog,outage,scale,convert,reads,compare", "-backlog-bytes", "3000000", "-backlog-codecs", "snappy,zstd", "-json", path,
+		"-variants", "all", "-indexed-events", "5000", "-rounds", "1", "-debezium-set", "batch.size=500", "-debezium-jvm", "-Xmx512m -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+	})
 	require.NoError(t, err)
 	o.outage = outagePlan{lanes: 2, rate: 200, before: time.Second, down: time.Second, after: time.Second}
 	o.scale = scalePlan{lanes: 4, rate: 200, workers: []int{1, 3, 2}, each: 5 * time.Second}
@@ -58,6 +61,13 @@ func TestScenarios(t *testing.T) {
 	var r report
 	require.NoError(t, json.Unmarshal(raw, &r))
 	require.Empty(t, r.Runs)
+	require.Len(t, r.Compared, 1) // and Debezium's rows hold the same as ours
+	require.Equal(t, r.Compared[0].Debezium, r.ComparedMedians[0].Debezium)
+	d := r.Compared[0].Debezium
+	require.Positive(t, d.Rates.Whole)
+	require.Positive(t, d.Ratio.Whole)
+	require.Greater(t, d.CPUSeconds, d.BusySeconds, "a JVM's start is no part of it")
+	require.Greater(t, d.PeakMB, 100.0)
 	require.Len(t, r.Reads.Pages, len(pageFilters))
 	for _, p := range r.Reads.Pages {
 		require.Positive(t, p.Cold.Median, p.Filter)
@@ -231,6 +241,61 @@ func TestConvertCompares(t *testing.T) {
 	require.ErrorContains(t, f.compare(t.Context(), conn, 1000), "999 rows")
 }
 
+// TestDebeziumVerified: a row of Debezium's that is missing, too many or another is found. Debezium itself is in TestScenarios.
+func TestDebeziumVerified(t *testing.T) {
+	const events = 200
+	ctx := t.Context()
+	b := &bench{options: options{lanes: 2}, kafka: testkit.Kafka(t), postgres: testkit.PostgresServerFor(t, 18)}
+	l, err := b.preload(ctx, testkit.Name(t), events)
+	require.NoError(t, err)
+	require.NoError(t, b.onDatabase(ctx, noIndex, func(db *database) error {
+		rows, err := db.inserted(ctx, events)
+		require.NoError(t, err)
+		require.Zero(t, rows)
+		_, err = copyAll(ctx, db, l, 2)
+		require.NoError(t, err)
+		ours, err := db.digest(ctx)
+		require.NoError(t, err)
+		require.NoError(t, db.verifyDebezium(ctx, events, ours))
+		require.NoError(t, db.verifyDebezium(ctx, events, digest{}))
+
+		// All rows of another session are inserted, but not committed.
+		other, err := pgx.Connect(ctx, db.url)
+		require.NoError(t, err)
+		defer other.Close(context.WithoutCancel(ctx)) //nolint:errcheck // the database goes
+		rows, err = db.inserted(ctx, events)
+		require.NoError(t, err)
+		require.EqualValues(t, events, rows)
+		tx, err := other.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, `INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'x', 'success')`)
+		require.NoError(t, err)
+		rows, err = db.inserted(ctx, events+1)
+		require.NoError(t, err)
+		require.EqualValues(t, events, rows)
+		require.NoError(t, tx.Rollback(ctx))
+		rows, err = db.inserted(ctx, events+1)
+		require.NoError(t, err)
+		require.EqualValues(t, events+1, rows)
+
+		for plant, want := range map[string]string{
+			`UPDATE audit_log SET timestamp = timestamp + interval '1 microsecond' WHERE lane_offset = 7 AND lane_id = 1`: "something else",
+			`UPDATE audit_log SET outcome_description = '' WHERE lane_offset = 7 AND lane_id = 1`:                         "something else",
+			`UPDATE audit_log SET ttl = principal_id, principal_id = NULL WHERE lane_offset = 7 AND lane_id = 1`:          "something else",
+			`DELETE FROM audit_log WHERE lane_offset = 7 AND lane_id = 1`:                                                 "199 rows",
+			`INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'x', 'success')`:                            "201 rows",
+		} {
+			tx, err := db.conn.Begin(ctx)
+			require.NoError(t, err)
+			_, err = tx.Exec(ctx, plant)
+			require.NoError(t, err)
+			require.ErrorContains(t, db.verifyDebezium(ctx, events, ours), want, plant)
+			require.NoError(t, tx.Rollback(ctx))
+		}
+		return nil
+	}))
+}
+
 func TestStandstills(t *testing.T) {
 	at := func(seconds int) time.Time { return time.Unix(int64(seconds), 0) }
 	s := standstills{}
@@ -303,12 +368,17 @@ func TestParse(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"all"}, o.variants)
 	require.Equal(t, []string{"A=1", "B=x=y"}, o.settings)
+	o, err = parse([]string{"-scenarios", "compare", "-debezium-set", "batch.size=10", "-debezium-set", "a=b=c"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"batch.size": "10", "a": "b=c"}, o.debeziumSettings)
+	require.Equal(t, debeziumJVM, o.debeziumJVM)
 	_, err = parse([]string{"-h"})
 	require.ErrorIs(t, err, flag.ErrHelp)
 	for _, args := range [][]string{
 		{"-variants", ""},
 		{"-variants", "some"},
 		{"-set", "A"},
+		{"-debezium-set", "A"},
 		{"-rounds", "0"},
 		{"-lanes", "0"},
 		{"-events", "39"},
@@ -355,7 +425,11 @@ func TestMedians(t *testing.T) {
 	f := func(variant string, round int, v float64) figures {
 		return figures{
 			Variant: variant, Round: round, Ceilings: []rates{{v, 2 * v}, {3 * v, 4 * v}}, Ceiling: rates{v, v + 1}, Worker: rates{v + 2, v + 3},
-			Ratio: rates{v + 4, v + 5}, CPUSeconds: v + 6, CPUPerMillion: v + 7, PeakMB: v + 8,
+			Ratio: rates{v + 4, v + 5}, CPUSeconds: v + 6, CPUPerMillion: v + 7, PeakMB: v + 8, BusySeconds: v + 9,
+			Debezium: &besideFigures{
+				Rates: rates{v + 10, v + 11}, Ratio: rates{v + 12, v + 13}, CPUSeconds: v + 14, CPUPerMillion: v + 15, BusySeconds: v + 16,
+				BusyPerMillion: v + 17, PeakMB: v + 18,
+			},
 		}
 	}
 	runs := []figures{f("none", 1, 30), f("none", 2, 10), f("none", 3, 20), f("all", 1, 4), f("all", 2, 2)}
@@ -369,6 +443,11 @@ func TestCompare(t *testing.T) {
 	require.Equal(t, rates{400, 600}, f.Ceiling)
 	require.Equal(t, rates{0.25, 0.5}, f.Ratio)
 	require.InDelta(t, 3.5, f.CPUPerMillion, 1e-9)
+	d := besideFigures{Rates: rates{50, 100}, CPUSeconds: 30, BusySeconds: 20}
+	d.compared(&f)
+	require.Equal(t, besideFigures{
+		Rates: rates{50, 100}, Ratio: rates{2, 3}, CPUSeconds: 30, CPUPerMillion: 15, BusySeconds: 20, BusyPerMillion: 10,
+	}, d)
 }
 
 func TestPublish(t *testing.T) {
@@ -378,5 +457,11 @@ func TestPublish(t *testing.T) {
 	require.Regexp(t, `(?m)^Go +1$`, out.String())
 	require.Regexp(t, `(?m)^none +1 +10 .* 0\.75 .* 0\.62 `, out.String())
 	require.Regexp(t, `(?m)^none +median +10 .* 0\.75 .* 0\.62 `, out.String())
+	r.Runs[0].Ceiling, r.Runs[0].Worker = rates{Steady: 400}, rates{Steady: 300}
+	r.Runs[0].Debezium = &besideFigures{Rates: rates{Steady: 100}, Ratio: rates{Steady: 3}, BusyPerMillion: 12.5, PeakMB: 900}
+	r.Compared, r.Runs = r.Runs, nil
+	out.Reset()
+	require.NoError(t, r.publish(&out, ""))
+	require.Regexp(t, `(?m)^none +median +10 +400 +300 +100 +0\.75 +0\.25 +3\.00 .* 12\.50 .* 900$`, out.String())
 	require.ErrorContains(t, (&report{}).publish(&out, filepath.Join(t.TempDir(), "no", "folder")), "write the report")
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
@@ -16,8 +15,17 @@ func (b *bench) endToEnd(ctx context.Context, l *load, f *figures) error {
 		if err != nil {
 			return err
 		}
+		if b.commitTimes {
+			if progress, err = db.commits(ctx); err != nil {
+				return err
+			}
+			if f.digest, err = db.digest(ctx); err != nil {
+				return err
+			}
+		}
 		f.Worker = ratesOf(progress, 1, l.events) // its start and the group's are not what is measured
 		f.CPUSeconds = w.cpuSeconds()
+		f.BusySeconds = w.busy
 		f.PeakMB = float64(w.peak) / 1e6
 		return nil
 	})
@@ -50,16 +58,4 @@ func (b *bench) startWorker(ctx context.Context, db *database, topic, group, nam
 		"AUDITSINK_FLUSH_ROWS=" + strconv.Itoa(b.flushRows),
 		"AUDITSINK_HTTP_ADDR=127.0.0.1:0",
 	}, b.settings...))
-}
-
-// end stops a worker after what was measured has ended with err. The end of its log is in the error.
-func (w *worker) end(ctx context.Context, err error) error {
-	err = errors.Join(err, w.stop())
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil: // the rest follows from that
-		return context.Cause(ctx)
-	}
-	return fmt.Errorf("%w\nthe worker's log ends:\n%s", err, w.logTail())
 }

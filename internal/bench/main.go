@@ -30,9 +30,11 @@ type options struct {
 	rounds                int
 	flushRows             int
 	variants              []string
-	settings              []string // further AUDITSINK_ variables of the worker, as NAME=VALUE
-	binary                string   // of the worker; empty to build it
-	json                  string   // file for the raw figures
+	settings              []string          // further AUDITSINK_ variables of the worker, as NAME=VALUE
+	debeziumSettings      map[string]string // further properties of Debezium's connector
+	debeziumJVM           string
+	binary                string // of the worker; empty to build it
+	json                  string // file for the raw figures
 
 	backlog backlogPlan
 	outage  outagePlan
@@ -45,6 +47,9 @@ type options struct {
 	// ingestVariants are the variants of the scenarios that measure all indexes where none are asked for.
 	ingestVariants []string
 }
+
+// scenarioNames are what can be measured.
+var scenarioNames = []string{"throughput", "compare", "outage", "backlog", "scale", "convert", "reads", "latency", "recovery"}
 
 func main() {
 	o, err := parse(os.Args[1:])
@@ -82,6 +87,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
+	flags.StringVar(&o.debeziumJVM, "debezium-jvm", debeziumJVM, "Java options of Kafka Connect")
 	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: "+strings.Join(scenarioNames, ", "))
 	flags.IntVar(&o.convert.rows, "convert-rows", o.convert.rows, "rows of the table that is converted")
 	flags.IntVar(&o.reads.rows, "reads-rows", o.reads.rows, "rows of the table that pages are read of")
@@ -100,6 +106,15 @@ func parse(args []string) (options, error) {
 			return errors.New("want NAME=VALUE")
 		}
 		o.settings = append(o.settings, s)
+		return nil
+	})
+	o.debeziumSettings = map[string]string{}
+	flags.Func("debezium-set", "another property of Debezium's connector, NAME=VALUE; may be repeated", func(s string) error {
+		name, value, ok := strings.Cut(s, "=")
+		if !ok {
+			return errors.New("want NAME=VALUE")
+		}
+		o.debeziumSettings[name] = value
 		return nil
 	})
 	flags.SetOutput(io.Discard) // main says what is wrong
@@ -150,20 +165,19 @@ func parse(args []string) (options, error) {
 	return o, nil
 }
 
-// scenarioNames lists what -scenarios may name.
-var scenarioNames = []string{"throughput", "outage", "backlog", "scale", "convert", "reads", "latency", "recovery"}
-
 // bench is the servers and the worker that all rounds use.
 type bench struct {
 	options
 	kafka    *testkit.Broker
 	postgres *testkit.PostgresServer
 	folder   string // for the worker's binary and its logs
+	// commitTimes is whether the server keeps when its transactions committed. Then rates are taken from that.
+	commitTimes bool
 }
 
 // run measures everything and prints the report. What it started has ended when it returns.
 func run(ctx context.Context, o options) (err error) {
-	b := &bench{options: o}
+	b := &bench{options: o, commitTimes: slices.Contains(o.scenarios, "compare")}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.start(ctx); err != nil {
 		return err
@@ -194,14 +208,10 @@ func (b *bench) scenario(ctx context.Context, name string, r *report) (err error
 		r.Recovery, err = b.measureRecovery(ctx)
 	case "scale":
 		r.Scale, err = b.measureScaling(ctx)
+	case "compare":
+		r.Compared, err = b.measureVariants(ctx, name, b.debezium)
 	default:
-		for _, name := range b.variants {
-			runs, err := b.variant(ctx, name)
-			if err != nil {
-				return fmt.Errorf("measure with indexes: %s: %w", name, err)
-			}
-			r.Runs = append(r.Runs, runs...)
-		}
+		r.Runs, err = b.measureVariants(ctx, name, nil)
 	}
 	return err
 }
@@ -227,7 +237,7 @@ func (b *bench) start(ctx context.Context) (err error) {
 	}
 	b.postgres, err = testkit.StartPostgres(ctx, testkit.PostgresOptions{
 		Version:  18,
-		Settings: map[string]string{"shared_buffers": "2GB", "wal_compression": "on"},
+		Settings: b.postgresSettings(),
 	})
 	return err
 }
@@ -252,12 +262,36 @@ func (b *bench) eventsOf(variant string) int {
 	return b.indexedEvents
 }
 
-// variant runs all rounds with or without indexes, the ceiling and the worker in turn, so that what slows the machine for a
-// while slows both.
-func (b *bench) variant(ctx context.Context, name string) ([]figures, error) {
+// postgresSettings are those of the server that aren't its defaults.
+func (b *bench) postgresSettings() map[string]string {
+	settings := map[string]string{"shared_buffers": "2GB", "wal_compression": "on"}
+	if b.commitTimes {
+		settings["track_commit_timestamp"] = "on"
+	}
+	return settings
+}
+
+// contender is another sink: it stores what the worker has stored, and adds its figures to the round's.
+type contender func(ctx context.Context, l *load, f *figures) error
+
+// measureVariants runs all rounds of each variant, for a scenario.
+func (b *bench) measureVariants(ctx context.Context, scenario string, beside contender) (all []figures, err error) {
+	for _, name := range b.variants {
+		runs, err := b.variant(ctx, "bench-"+scenario+"-"+name, name, beside)
+		if err != nil {
+			return nil, fmt.Errorf("measure with indexes: %s: %w", name, err)
+		}
+		all = append(all, runs...)
+	}
+	return all, nil
+}
+
+// variant runs all rounds with or without indexes, the ceiling, the worker and what is to be beside it in turn, so that what slows the machine for
+// a while slows all of them.
+func (b *bench) variant(ctx context.Context, topic, name string, beside contender) ([]figures, error) {
 	events := b.eventsOf(name)
 	say("indexes: %s: making %d events", name, events)
-	load, err := b.preload(ctx, "bench-"+name, events)
+	load, err := b.preload(ctx, topic, events)
 	if err != nil {
 		return nil, err
 	}
@@ -276,6 +310,11 @@ func (b *bench) variant(ctx context.Context, name string) ([]figures, error) {
 		}
 		f.compare()
 		say("indexes: %s: round %d: %s", name, f.Round, f)
+		if beside != nil {
+			if err := beside(ctx, load, &f); err != nil {
+				return nil, fmt.Errorf("beside it: %w", err)
+			}
+		}
 		runs = append(runs, f)
 	}
 	return runs, nil

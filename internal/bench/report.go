@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
@@ -60,8 +61,14 @@ type figures struct {
 	// CPUSeconds are the worker's, user and system, from its start to its end.
 	CPUSeconds    float64 `json:"cpu_seconds"`
 	CPUPerMillion float64 `json:"cpu_seconds_per_million"`
+	// BusySeconds are those from its first rows to its last.
+	BusySeconds float64 `json:"busy_cpu_seconds"`
 	// PeakMB is the worker's peak resident memory in 10⁶ bytes.
 	PeakMB float64 `json:"peak_mb"`
+	// Debezium is what it gave in the same round of a comparison.
+	Debezium *besideFigures `json:"debezium,omitempty"`
+
+	digest digest // of the worker's rows, in a comparison
 }
 
 // compare fills in what follows from the rest.
@@ -85,16 +92,18 @@ func (f figures) String() string {
 
 // report is what the bench puts out.
 type report struct {
-	Facts     []fact           `json:"facts"`
-	Runs      []figures        `json:"runs,omitempty"`
-	Medians   []figures        `json:"medians,omitempty"`
-	Outage    *outageFigures   `json:"outage,omitempty"`
-	Backlogs  []backlogFigures `json:"backlogs,omitempty"`
-	Scale     *scaleFigures    `json:"scale,omitempty"`
-	Convert   *convertFigures  `json:"convert,omitempty"`
-	Reads     *readsFigures    `json:"reads,omitempty"`
-	Latencies []latencyFigures `json:"latencies,omitempty"`
-	Recovery  *recoveryFigures `json:"recovery,omitempty"`
+	Facts           []fact           `json:"facts"`
+	Runs            []figures        `json:"runs,omitempty"`
+	Medians         []figures        `json:"medians,omitempty"`
+	Compared        []figures        `json:"compared,omitempty"`
+	ComparedMedians []figures        `json:"compared_medians,omitempty"`
+	Outage          *outageFigures   `json:"outage,omitempty"`
+	Backlogs        []backlogFigures `json:"backlogs,omitempty"`
+	Scale           *scaleFigures    `json:"scale,omitempty"`
+	Convert         *convertFigures  `json:"convert,omitempty"`
+	Reads           *readsFigures    `json:"reads,omitempty"`
+	Latencies       []latencyFigures `json:"latencies,omitempty"`
+	Recovery        *recoveryFigures `json:"recovery,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -112,7 +121,7 @@ func (b *bench) facts(ctx context.Context) []fact {
 		return strings.TrimSpace(value)
 	}
 	settings := append([]string{fmt.Sprintf("AUDITSINK_FLUSH_ROWS=%d", b.flushRows)}, b.settings...)
-	return []fact{
+	facts := []fact{
 		{"date", time.Now().UTC().Format(time.RFC3339)},
 		{"machine", fmt.Sprintf("%d cores shared by all, %s", runtime.NumCPU(), orWhy(processor()))},
 		{"Go", runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH},
@@ -121,6 +130,16 @@ func (b *bench) facts(ctx context.Context) []fact {
 		{"topic", fmt.Sprintf("%d lanes where the table doesn't say, filled evenly", b.lanes)},
 		{"worker", strings.Join(settings, " ")},
 	}
+	if b.commitTimes {
+		facts = append(facts, fact{"Java", orWhy(javaVersion(ctx))}, fact{"Debezium", b.debeziumFacts()})
+	}
+	return facts
+}
+
+func javaVersion(ctx context.Context) (string, error) {
+	output, err := exec.CommandContext(ctx, "java", "--version").Output()
+	version, _, _ := strings.Cut(string(output), "\n")
+	return version, err
 }
 
 func processor() (string, error) {
@@ -147,12 +166,13 @@ func (b *bench) postgresVersion(ctx context.Context) (version string, err error)
 
 // publish prints the report and writes it to a file, if one is named.
 func (r *report) publish(out io.Writer, path string) error {
-	r.Medians = medians(r.Runs)
+	r.Medians, r.ComparedMedians = medians(r.Runs), medians(r.Compared)
 	var text bytes.Buffer
 	for _, f := range r.Facts {
 		fmt.Fprintf(&text, "%-11s %s\n", f.Name, f.Value)
 	}
 	r.printRuns(&text)
+	r.printCompared(&text)
 	r.Outage.print(&text)
 	printBacklogs(&text, r.Backlogs)
 	r.Scale.print(&text)
@@ -215,7 +235,11 @@ func medians(runs []figures) []figures {
 		m.Ratio = medianRates(rounds, func(f figures) rates { return f.Ratio })
 		m.CPUSeconds = median(rounds, func(f figures) float64 { return f.CPUSeconds })
 		m.CPUPerMillion = median(rounds, func(f figures) float64 { return f.CPUPerMillion })
+		m.BusySeconds = median(rounds, func(f figures) float64 { return f.BusySeconds })
 		m.PeakMB = median(rounds, func(f figures) float64 { return f.PeakMB })
+		if m.Debezium != nil {
+			m.Debezium = medianBeside(rounds)
+		}
 		all = append(all, m)
 	}
 	return all

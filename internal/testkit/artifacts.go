@@ -33,6 +33,13 @@ func kafkaLibraries(ctx context.Context) (string, error) {
 	})
 }
 
+// connectLibraries returns the folder of the jars of Kafka Connect and of Debezium's JDBC sink, which it fetches the first time.
+func connectLibraries(ctx context.Context) (string, error) {
+	return artifact(ctx, "connect", func(dir string) error {
+		return copyDependencies(ctx, "connect", dir)
+	})
+}
+
 // postgres18 returns the folder above bin/postgres of PostgreSQL 18, which it fetches the first time.
 func postgres18(ctx context.Context) (string, error) {
 	return artifact(ctx, "postgres18", func(dir string) error {

@@ -185,13 +185,18 @@ func (b *Broker) writeProperties() error {
 		"log.cleaner.dedupe.buffer.size": "4194304", // of a small heap
 	})
 	maps.Copy(properties, b.options.Properties)
+	return errors.Join(
+		writeProperties(b.config(), properties),
+		os.WriteFile(b.logging(), log4j, 0o600))
+}
+
+// writeProperties writes a file of java.util.Properties. Neither names nor values may need escaping.
+func writeProperties(path string, properties map[string]string) error {
 	var text strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(properties)) {
 		fmt.Fprintf(&text, "%s=%s\n", name, properties[name])
 	}
-	return errors.Join(
-		os.WriteFile(b.config(), []byte(text.String()), 0o600),
-		os.WriteFile(b.logging(), log4j, 0o600))
+	return os.WriteFile(path, []byte(text.String()), 0o600)
 }
 
 func (b *Broker) config() string { return filepath.Join(b.place.dir, "server.properties") }
