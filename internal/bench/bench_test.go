@@ -355,6 +355,9 @@ func TestParse(t *testing.T) {
 	require.Equal(t, []string{"none", "all"}, o.variants)
 	require.Equal(t, 1_000_000, o.events)
 	require.Equal(t, []string{"throughput"}, o.scenarios)
+	require.Equal(t, []string{"all", "lean", "deferred"}, o.growth.variants)
+	require.Equal(t, []string{"none", "all"}, o.curves.variants)
+	require.Equal(t, []int{4, 16, 64, 256}, o.curves.lanes)
 	require.EqualValues(t, 2_000_000_000, o.backlog.bytes)
 	require.Equal(t, []string{"all"}, o.ingestVariants)
 	require.Equal(t, 5, o.latency.runs)
@@ -367,6 +370,8 @@ func TestParse(t *testing.T) {
 	o, err = parse([]string{"-variants", "all", "-set", "A=1", "-set", "B=x=y"})
 	require.NoError(t, err)
 	require.Equal(t, []string{"all"}, o.variants)
+	require.Equal(t, []string{"all"}, o.growth.variants)
+	require.Equal(t, []string{"all"}, o.curves.variants)
 	require.Equal(t, []string{"A=1", "B=x=y"}, o.settings)
 	o, err = parse([]string{"-scenarios", "compare", "-debezium-set", "batch.size=10", "-debezium-set", "a=b=c"})
 	require.NoError(t, err)
@@ -395,6 +400,13 @@ func TestParse(t *testing.T) {
 		{"-recovery-kills", "0"},
 		{"-recovery-rate", "0"},
 		{"-recovery-backlog", "0s"},
+		{"-connections", "0"},
+		{"-growth-slice", "39"},
+		{"-growth-events", "39"},
+		{"-curve-lanes", "4,"},
+		{"-curve-partitions", "0"},
+		{"-curve-workers", "1,5"},
+		{"-draw", "figures.json"},
 	} {
 		_, err := parse(args)
 		require.Error(t, err, args)

@@ -45,7 +45,7 @@ func (b *bench) debezium(ctx context.Context, l *load, f *figures) error {
 		}
 		events := int64(l.events)
 		if err = c.awaitReady(ctx); err == nil {
-			_, err = c.follow(ctx, func(ctx context.Context) (int64, error) { return db.inserted(ctx, events) }, events)
+			err = c.follow(ctx, func(ctx context.Context) (int64, error) { return db.inserted(ctx, events) }, events, func(point) error { return nil })
 		}
 		if err := c.end(ctx, err); err != nil {
 			return err

@@ -42,16 +42,17 @@ func (b *bench) onDatabase(ctx context.Context, variant string, do func(*databas
 	if _, err := migrations.Apply(ctx, url); err != nil {
 		return err
 	}
-	if err := ensurePartitions(ctx, url); err != nil {
-		return err
-	}
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	db := &database{url: url, conn: conn}
 	defer func() { err = errors.Join(err, db.conn.Close(context.WithoutCancel(ctx))) }()
+	// Before there are partitions, so that theirs get their names from us: deferred builds need some that Postgres would give.
 	if err := db.index(ctx, variant); err != nil {
+		return err
+	}
+	if err := ensurePartitions(ctx, url); err != nil {
 		return err
 	}
 	return do(db)

@@ -10,7 +10,7 @@ import (
 
 // endToEnd lets a worker of its own process and consumer group store the whole topic.
 func (b *bench) endToEnd(ctx context.Context, l *load, f *figures) error {
-	return b.onDatabase(ctx, f.Variant, func(db *database) error {
+	return b.onTable(ctx, l, f.Variant, func(db *database) error {
 		progress, w, err := b.store(ctx, db, l.topic, fmt.Sprintf("%s-%d", l.topic, f.Round), l.events)
 		if err != nil {
 			return err

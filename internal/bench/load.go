@@ -5,15 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"time"
 
-	"auditsink/config"
 	"auditsink/internal/event"
-	"auditsink/internal/sample"
 )
-
-// seed makes every run store the same events, but for their times.
-const seed = 1
 
 // transactionRows is how many rows a transaction of the ceiling stores.
 const transactionRows = 5000
@@ -25,36 +19,29 @@ type load struct {
 	bytes  float64 // of all events' values
 	// chunks are the rows in the binary format of COPY, each chunk consecutive rows of one lane, as the sink cuts them.
 	chunks [][]byte
+	// months is how many monthly partitions there are besides the current one and those ahead, each an earlier month.
+	months int
 }
 
 // preload fills a new topic with events, evenly over its lanes, and encodes them.
 func (b *bench) preload(ctx context.Context, topic string, events int) (*load, error) {
-	producer, err := b.newTopic(ctx, topic, b.lanes)
+	return b.preloadFrom(ctx, topic, newSource(b.lanes, now), events)
+}
+
+// preloadFrom does it with the next events of a source.
+func (b *bench) preloadFrom(ctx context.Context, topic string, s *source, events int) (*load, error) {
+	producer, err := b.newTopic(ctx, topic, s.lanes)
 	if err != nil {
 		return nil, err
 	}
 	defer producer.Close()
-
 	l := &load{topic: topic, events: events}
-	generator := sample.New(seed)
-	decoder := event.NewDecoder(event.Rules{MaxBytes: int(config.Default().EventMaxBytes), Horizon: 24 * time.Hour})
-	open := make([]chunk, b.lanes)
-	for i := range events {
-		now := time.Now()
-		key, value := generator.Next(now)
+	l.chunks, err = s.encode(events, func(key, value []byte) {
 		producer.Produce(ctx, topic, key, value)
 		l.bytes += float64(len(value))
-
-		rec := event.Record{Offset: int64(i / b.lanes), Timestamp: now.UnixMilli(), Key: key, Value: value}
-		row, quarantine := decoder.Take(&rec, now)
-		if quarantine != nil {
-			return nil, fmt.Errorf("a sample event is no row: %s: %s", quarantine.Reason, quarantine.Detail)
-		}
-		lane := i % b.lanes
-		open[lane].add(row, int32(lane+1), rec.Offset) //nolint:gosec // a small number
-		if open[lane].rows == transactionRows || i >= events-b.lanes {
-			l.chunks = append(l.chunks, open[lane].cut())
-		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	if err := producer.Flush(ctx); err != nil {
 		return nil, fmt.Errorf("fill topic %s: %w", topic, err)

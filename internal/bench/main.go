@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -35,6 +36,9 @@ type options struct {
 	debeziumJVM           string
 	binary                string // of the worker; empty to build it
 	json                  string // file for the raw figures
+	out                   string // folder for the raw figures and their plots
+	draw                  string // file of raw figures to draw again, in place of measuring
+	connections           int    // of the ceiling, where not the best of several counts
 
 	backlog backlogPlan
 	outage  outagePlan
@@ -46,10 +50,14 @@ type options struct {
 	recovery recoveryPlan
 	// ingestVariants are the variants of the scenarios that measure all indexes where none are asked for.
 	ingestVariants []string
+	growth         growthPlan
+	curves         curvesPlan
 }
 
 // scenarioNames are what can be measured.
-var scenarioNames = []string{"throughput", "compare", "outage", "backlog", "scale", "convert", "reads", "latency", "recovery"}
+var scenarioNames = []string{
+	"throughput", "compare", "outage", "backlog", "scale", "convert", "reads", "latency", "recovery", "growth", lanesCurve, workersCurve, partitionsCurve,
+}
 
 func main() {
 	o, err := parse(os.Args[1:])
@@ -78,6 +86,8 @@ func parse(args []string) (options, error) {
 		reads:    readsPlan{rows: 2_000_000, months: 24, cold: 5, warm: 50},
 		latency:  latencyPlan{runs: 5, shares: []int{25, 50, 90}},
 		recovery: recoveryPlan{lanes: 8, before: 10 * time.Second},
+		growth:   growthPlan{variants: []string{allIndexes, leanIndexes, hotIndexes}},
+		curves:   curvesPlan{lanes: []int{4, 16, 64, 256}, workers: []int{1, 2, 4}, partitions: []int{1, 24, 200}, variants: []string{noIndex, allIndexes}},
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
@@ -88,12 +98,23 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
 	flags.StringVar(&o.debeziumJVM, "debezium-jvm", debeziumJVM, "Java options of Kafka Connect")
+	flags.StringVar(&o.out, "out", "", "write the raw figures and their plots to this folder")
+	flags.StringVar(&o.draw, "draw", "", "measure nothing: draw the plots of a file of raw figures again, to the folder of -out")
+	flags.IntVar(&o.connections, "connections", 2, "connections of the ceiling in growth, lanes, workers and partitions")
+	flags.IntVar(&o.growth.events, "growth-events", 10_000_000, "rows that a table grows to")
+	flags.IntVar(&o.growth.slice, "growth-slice", 1_000_000, "rows of which the figures are taken each by itself")
+	for _, list := range []struct {
+		flag, of string
+		to       *[]int
+	}{{"curve-lanes", "lanes of topics", &o.curves.lanes}, {"curve-workers", "workers on a topic", &o.curves.workers}, {"curve-partitions", "partitions of the table", &o.curves.partitions}} {
+		flags.Func(list.flag, fmt.Sprintf("numbers of %s, parted by commas (default %d)", list.of, *list.to), func(s string) error { return positives(s, list.to) })
+	}
 	scenarios := flags.String("scenarios", "throughput", "what to measure, parted by commas: "+strings.Join(scenarioNames, ", "))
 	flags.IntVar(&o.convert.rows, "convert-rows", o.convert.rows, "rows of the table that is converted")
 	flags.IntVar(&o.reads.rows, "reads-rows", o.reads.rows, "rows of the table that pages are read of")
 	flags.Int64Var(&o.backlog.bytes, "backlog-bytes", 2_000_000_000, "bytes of the backlog's events")
 	compressed := flags.String("backlog-codecs", "snappy,none,zstd", "how the backlog is compressed, a run for each")
-	variants := flags.String("variants", "none,all", "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", ")+"; latency and recovery measure all alone where it isn't given")
+	variants := flags.String("variants", "none,all", "indexes on audit_log, parted by commas: "+strings.Join(variantNames, ", ")+"; where it isn't given, growth measures all, lean and deferred, latency and recovery all alone")
 	flags.IntVar(&o.latency.runs, "latency-runs", o.latency.runs, "runs of each load of the scenario latency, of which the medians are taken")
 	flags.Float64Var(&o.latency.peak, "latency-peak", 0, "peak rate in events a second, of which the loads are shares (default measured)")
 	flags.DurationVar(&o.latency.warmUp, "latency-warmup", 5*time.Second, "part of each load that is left out")
@@ -145,6 +166,7 @@ func parse(args []string) (options, error) {
 	flags.Visit(func(f *flag.Flag) {
 		if f.Name == "variants" {
 			o.ingestVariants = o.variants
+			o.growth.variants, o.curves.variants = o.variants, o.variants
 		}
 	})
 	if flags.NArg() > 0 {
@@ -162,7 +184,29 @@ func parse(args []string) (options, error) {
 	if p := o.recovery; p.kills < 1 || p.rate < 1 || p.backlog <= 0 {
 		return o, errors.New("-recovery-kills, -recovery-rate and -recovery-backlog must be positive")
 	}
+	if o.connections < 1 || min(o.growth.events, o.growth.slice) < 10*o.lanes {
+		return o, errors.New("-connections must be positive, -growth-events and -growth-slice ten times -lanes")
+	}
+	if slices.Max(o.curves.workers) > o.lanes {
+		return o, errors.New("-curve-workers must not exceed -lanes")
+	}
+	if o.draw != "" && o.out == "" {
+		return o, errors.New("-draw needs -out")
+	}
 	return o, nil
+}
+
+// positives reads numbers parted by commas.
+func positives(s string, to *[]int) error {
+	*to = nil
+	for text := range strings.SplitSeq(s, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return fmt.Errorf("%q is no positive number", text)
+		}
+		*to = append(*to, n)
+	}
+	return nil
 }
 
 // bench is the servers and the worker that all rounds use.
@@ -177,6 +221,9 @@ type bench struct {
 
 // run measures everything and prints the report. What it started has ended when it returns.
 func run(ctx context.Context, o options) (err error) {
+	if o.draw != "" {
+		return redraw(o.draw, o.out)
+	}
 	b := &bench{options: o, commitTimes: slices.Contains(o.scenarios, "compare")}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.start(ctx); err != nil {
@@ -188,7 +235,10 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	return r.publish(os.Stdout, o.json)
+	if err := r.publish(os.Stdout, o.json); err != nil || o.out == "" {
+		return err
+	}
+	return r.keep(o.out, strings.Join(o.scenarios, "-"))
 }
 
 // scenario measures what one name of -scenarios stands for.
@@ -210,6 +260,12 @@ func (b *bench) scenario(ctx context.Context, name string, r *report) (err error
 		r.Scale, err = b.measureScaling(ctx)
 	case "compare":
 		r.Compared, err = b.measureVariants(ctx, name, b.debezium)
+	case "growth":
+		r.Growth, err = b.measureGrowth(ctx)
+	case lanesCurve, workersCurve, partitionsCurve:
+		var runs []curveFigures
+		runs, err = b.measureCurve(ctx, name)
+		r.Curves = append(r.Curves, runs...)
 	default:
 		r.Runs, err = b.measureVariants(ctx, name, nil)
 	}

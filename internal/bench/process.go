@@ -66,32 +66,37 @@ func startProcess(name string, cmd *exec.Cmd, logPath string) (*process, error) 
 	return p, nil
 }
 
-// follow notes how many records are stored, until there are so many.
-func (p *process) follow(ctx context.Context, stored func(context.Context) (int64, error), records int64) ([]point, error) {
+// follow hands over how many records are stored each time that it is more, from none on, until there are so many.
+func (p *process) follow(ctx context.Context, stored func(context.Context) (int64, error), records int64, moved func(point) error) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	progress := []point{{at: time.Now()}}
+	last := point{at: time.Now()}
+	if err := moved(last); err != nil {
+		return err
+	}
 	var before float64
 	for {
 		if err := p.wait(ctx, tick.C); err != nil {
-			return nil, err
+			return err
 		}
 		now, err := stored(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		last := progress[len(progress)-1]
 		if at := time.Now(); now != last.stored {
-			progress = append(progress, point{at, now})
+			if last.stored == 0 {
+				before = p.cpuSoFar()
+			}
+			last = point{at, now}
+			if err := moved(last); err != nil {
+				return err
+			}
 		} else if at.Sub(last.at) > stalled {
-			return nil, fmt.Errorf("%s has stored %d of %d records, and none for %s", p.name, now, records, stalled)
-		}
-		if len(progress) == 2 && before == 0 {
-			before = p.cpuSoFar()
+			return fmt.Errorf("%s has stored %d of %d records, and none for %s", p.name, now, records, stalled)
 		}
 		if now >= records {
 			p.busy = p.cpuSoFar() - before
-			return progress, nil
+			return nil
 		}
 	}
 }

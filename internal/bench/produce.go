@@ -16,10 +16,14 @@ import (
 
 // newTopic makes a topic, and a producer that spreads records evenly over its lanes.
 func (b *bench) newTopic(ctx context.Context, topic string, lanes int, extra ...kgo.Opt) (*kafka.Producer, error) {
-	if err := b.kafka.NewTopic(ctx, topic, int32(lanes), nil); err != nil { //nolint:gosec // a small number
+	if err := b.makeTopic(ctx, topic, lanes); err != nil {
 		return nil, err
 	}
 	return b.newProducer(extra...)
+}
+
+func (b *bench) makeTopic(ctx context.Context, topic string, lanes int) error {
+	return b.kafka.NewTopic(ctx, topic, int32(lanes), nil) //nolint:gosec // a small number
 }
 
 // newProducer makes one that spreads records evenly over a topic's lanes.
@@ -27,6 +31,31 @@ func (b *bench) newProducer(extra ...kgo.Opt) (*kafka.Producer, error) {
 	cfg := config.Default()
 	cfg.KafkaBrokers = b.kafka.Brokers()
 	return kafka.NewProducer(cfg, zap.NewNop(), append(extra, kgo.RecordPartitioner(kgo.BasicConsistentPartitioner(inTurn)))...)
+}
+
+// fillFrom makes a topic of a source's next events, without their rows.
+func (b *bench) fillFrom(ctx context.Context, topic string, s *source, events int) error {
+	if err := b.makeTopic(ctx, topic, s.lanes); err != nil {
+		return err
+	}
+	return b.publish(ctx, topic, s, events)
+}
+
+// publish adds a source's next events to a topic.
+func (b *bench) publish(ctx context.Context, topic string, s *source, events int) error {
+	producer, err := b.newProducer()
+	if err != nil {
+		return err
+	}
+	defer producer.Close()
+	for range events {
+		_, rec := s.next()
+		producer.Produce(ctx, topic, rec.Key, rec.Value)
+	}
+	if err := producer.Flush(ctx); err != nil {
+		return fmt.Errorf("fill topic %s: %w", topic, err)
+	}
+	return nil
 }
 
 func (b *bench) admin() (*kadm.Client, error) {

@@ -104,6 +104,10 @@ type report struct {
 	Reads           *readsFigures    `json:"reads,omitempty"`
 	Latencies       []latencyFigures `json:"latencies,omitempty"`
 	Recovery        *recoveryFigures `json:"recovery,omitempty"`
+	Growth          []growthFigures  `json:"growth,omitempty"`
+	GrowthMedians   []growthFigures  `json:"growth_medians,omitempty"`
+	Curves          []curveFigures   `json:"curves,omitempty"`
+	CurveMedians    []curveFigures   `json:"curve_medians,omitempty"`
 }
 
 // fact is something about the machine or the settings that a figure means nothing without.
@@ -167,6 +171,8 @@ func (b *bench) postgresVersion(ctx context.Context) (version string, err error)
 // publish prints the report and writes it to a file, if one is named.
 func (r *report) publish(out io.Writer, path string) error {
 	r.Medians, r.ComparedMedians = medians(r.Runs), medians(r.Compared)
+	compareBuilds(r.Growth)
+	r.GrowthMedians, r.CurveMedians = growthMedians(r.Growth), curveMedians(r.Curves)
 	var text bytes.Buffer
 	for _, f := range r.Facts {
 		fmt.Fprintf(&text, "%-11s %s\n", f.Name, f.Value)
@@ -180,12 +186,19 @@ func (r *report) publish(out io.Writer, path string) error {
 	r.Reads.print(&text)
 	printLatencies(&text, r.Latencies)
 	r.Recovery.print(&text)
+	printGrowth(&text, r.Growth, r.GrowthMedians)
+	printCurves(&text, r.Curves, r.CurveMedians)
 	if _, err := out.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
 	if path == "" {
 		return nil
 	}
+	return r.write(path)
+}
+
+// write writes the raw figures to a file.
+func (r *report) write(path string) error {
 	raw, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode the report: %w", err)

@@ -28,7 +28,12 @@ func startWorker(ctx context.Context, binary, logPath string, env []string) (*wo
 
 // watch notes how the worker gets on, until it has stored so many records.
 func (w *worker) watch(ctx context.Context, db *database, records int64) ([]point, error) {
-	return w.follow(ctx, db.stored, records)
+	var progress []point
+	err := w.follow(ctx, db.stored, records, func(p point) error {
+		progress = append(progress, p)
+		return nil
+	})
+	return progress, err
 }
 
 // address waits until the worker answers HTTP and returns its base URL, which is in its log.

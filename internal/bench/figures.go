@@ -1,0 +1,173 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// keep writes the raw figures and the charts of what was measured to a folder.
+func (r *report) keep(folder, name string) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // for everybody to read
+		return fmt.Errorf("make the folder of the figures: %w", err)
+	}
+	if err := r.write(filepath.Join(folder, name+".json")); err != nil {
+		return err
+	}
+	return r.chart(folder)
+}
+
+// redraw draws the charts of a file of raw figures.
+func redraw(path, folder string) error {
+	raw, err := os.ReadFile(path) //nolint:gosec // the command line names the file
+	if err != nil {
+		return fmt.Errorf("read raw figures: %w", err)
+	}
+	var r report
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return fmt.Errorf("read raw figures of %s: %w", path, err)
+	}
+	return r.chart(folder)
+}
+
+// chart draws what there are figures of.
+func (r *report) chart(folder string) error {
+	var errs []error
+	for _, c := range slices.Concat(throughputCharts("throughput", r.Medians), throughputCharts("compare", r.ComparedMedians), growthCharts(r.GrowthMedians), curveCharts(r.CurveMedians)) {
+		errs = append(errs, c.write(folder))
+	}
+	return errors.Join(errs...)
+}
+
+// contenders are whose rates the charts of throughput show. One that wasn't measured has 0.
+var contenders = []struct {
+	name   string
+	steady func(figures) float64
+}{
+	{"ceiling", func(f figures) float64 { return f.Ceiling.Steady }},
+	{"auditsink", func(f figures) float64 { return f.Worker.Steady }},
+	{"Debezium", func(f figures) float64 {
+		if f.Debezium == nil {
+			return 0
+		}
+		return f.Debezium.Rates.Steady
+	}},
+}
+
+// throughputCharts are the rates by variant, and as ratios to the ceiling, of throughput or of a comparison.
+func throughputCharts(name string, medians []figures) []chart {
+	rate := chart{name: name, title: "Throughput, steady", x: "indexes", y: "rows/s", bars: true}
+	ratio := chart{name: name + "-ratio", title: "Throughput, steady, beside the ceiling", x: "indexes", y: "ratio to the ceiling", bars: true}
+	for _, f := range medians {
+		rate.places = append(rate.places, f.Variant)
+	}
+	ratio.places = rate.places
+	for color, c := range contenders {
+		place := -1.0
+		rates := line(c.name, medians, func(f figures) (x, y float64) { place++; return place, known(c.steady(f)) })
+		rates.color = color
+		rate.series = append(rate.series, rates)
+		place = -1
+		ratios := line(c.name, medians, func(f figures) (x, y float64) { place++; return place, known(c.steady(f)) / f.Ceiling.Steady })
+		ratios.color = color
+		ratio.series = append(ratio.series, ratios)
+	}
+	return []chart{rate, ratio}
+}
+
+// growthCharts show each slice over the rows that are there at its end.
+func growthCharts(medians []growthFigures) []chart {
+	const x = "rows in the table, millions"
+	cost := chart{name: "growth", title: "What a row costs as the table grows", x: x, y: "µs a row"}
+	ratio := chart{name: "growth-ratio", title: "The worker beside the ceiling as the table grows", x: x, y: "ratio to the ceiling in the same slice"}
+	wal := chart{name: "growth-wal", title: "WAL a row as the table grows", x: x, y: "bytes of WAL a row"}
+	size := chart{name: "growth-indexes", title: "Indexes as the table grows", x: x, y: "GB of indexes"}
+	for color, f := range medians {
+		rows := map[int]float64{} // millions by slice
+		total := int64(0)
+		for _, s := range f.Ceiling.Slices {
+			total += s.Rows
+			rows[s.Slice] = float64(total) / 1e6
+		}
+		for _, side := range []struct {
+			name   string
+			of     growthSide
+			dashed bool
+		}{{"worker", f.Worker, false}, {"ceiling", f.Ceiling, true}} {
+			add := func(c *chart, y func(growthFigure) float64) {
+				s := line(f.Variant+", "+side.name, side.of.Slices, func(s growthFigure) (float64, float64) { return rows[s.Slice], y(s) })
+				s.color, s.dashed = color, side.dashed
+				c.series = append(c.series, s)
+			}
+			add(&cost, func(s growthFigure) float64 { return s.Micros })
+			add(&wal, func(s growthFigure) float64 { return float64(s.WALBytes) / float64(s.Rows) })
+			add(&size, func(s growthFigure) float64 { return float64(s.IndexBytes) / 1e9 })
+		}
+		s := line(f.Variant, f.Ceiling.Slices, func(c growthFigure) (float64, float64) {
+			w := f.Worker.slice(c.Slice)
+			if w == nil {
+				return rows[c.Slice], math.NaN()
+			}
+			return rows[c.Slice], w.Rate / c.Rate
+		})
+		s.color = color
+		ratio.series = append(ratio.series, s)
+	}
+	return []chart{cost, ratio, wal, size}
+}
+
+// curveCharts show, for each curve, the rates of each variant by itself, and the ratios of all.
+func curveCharts(medians []curveFigures) (all []chart) {
+	for _, curve := range []struct{ name, title string }{
+		{lanesCurve, "lanes of a topic"}, {workersCurve, "workers on a topic"}, {partitionsCurve, "partitions of the table"},
+	} {
+		var places []string
+		at := map[int]float64{}
+		var variants []string
+		for _, f := range medians {
+			if f.Curve != curve.name {
+				continue
+			}
+			if _, known := at[f.N]; !known {
+				at[f.N] = float64(len(places))
+				places = append(places, fmt.Sprint(f.N))
+			}
+			if !slices.Contains(variants, f.Variant) {
+				variants = append(variants, f.Variant)
+			}
+		}
+		ratio := chart{name: curve.name + "-ratio", title: "The worker beside the ceiling, by " + curve.title, x: curve.title, y: "ratio to the ceiling", places: places}
+		for color, variant := range variants {
+			rate := chart{name: curve.name + "-" + variant, title: "Throughput, steady, indexes: " + variant + ", by " + curve.title, x: curve.title, y: "rows/s", places: places}
+			for _, spread := range []bool{false, true} {
+				points := slices.DeleteFunc(slices.Clone(medians), func(f curveFigures) bool {
+					return f.Curve != curve.name || f.Variant != variant || f.Spread != spread && f.N > 1
+				})
+				if !slices.ContainsFunc(points, func(f curveFigures) bool { return f.Spread == spread }) {
+					continue // one partition is the beginning of both lines, where there are both
+				}
+				kind := ""
+				if curve.name == partitionsCurve {
+					kind = map[bool]string{false: ", rows in one", true: ", rows in all"}[spread]
+				}
+				of := func(name string, color int, dashed bool, y func(curveFigures) float64) series {
+					s := line(name+kind, points, func(f curveFigures) (float64, float64) { return at[f.N], y(f) })
+					s.color, s.dashed = color, dashed
+					return s
+				}
+				pair := map[bool]int{false: 0, true: 1}[spread]
+				rate.series = append(rate.series,
+					of("worker", pair, false, func(f curveFigures) float64 { return known(f.Worker.Steady) }),
+					of("ceiling", pair, true, func(f curveFigures) float64 { return known(f.Ceiling.Steady) }))
+				ratio.series = append(ratio.series, of(variant, color, spread, func(f curveFigures) float64 { return known(f.Ratio.Steady) }))
+			}
+			all = append(all, rate)
+		}
+		all = append(all, ratio)
+	}
+	return all
+}
