@@ -33,7 +33,7 @@ type Choice struct {
 // String names both.
 func (c Choice) String() string { return fmt.Sprintf("%s, %s", c.Profile, c.Build) }
 
-// Index is one of audit_log or of a partition, as SQL has it.
+// Index is one of audit_log or of a partition, in the words of pg_get_indexdef, so that what a database has is recognized by its definition.
 type Index struct {
 	X     string // what its name has between the table's and _idx
 	Using string // the access method, with the columns
@@ -57,7 +57,7 @@ func (i Index) definition() string {
 }
 
 // hot is what the parent has with deferred builds, beside the primary key: it costs next to nothing, and keeps a look at some minutes of the newest partition short.
-var hot = Index{X: "timestamp_brin", Using: "brin (timestamp)", With: "pages_per_range = 32"}
+var hot = Index{X: "timestamp_brin", Using: `brin ("timestamp")`, With: "pages_per_range='32'"}
 
 // full has the FIXED names of the design.
 var full = plain("timestamp", "principal_id", "organization_id", "action", "status", "hash", "target_resource_type", "target_resource_id", "correlation_id", "data_classification",
@@ -68,16 +68,16 @@ var full = plain("timestamp", "principal_id", "organization_id", "action", "stat
 // filtered by. A rare value is found by reading the filters, about 1 % of the table's size, and the pages that they name; a frequent one by time.
 // Without the index on retention_policy, retention would have to read whole partitions.
 var lean = append(plain("timestamp", "organization_timestamp:organization_id, timestamp", "principal_timestamp:principal_id, timestamp", "retention_policy"),
-	Index{X: "archived_at", Using: "btree (archived_at)", Where: "archived_at IS NOT NULL"},
+	Index{X: "archived", Using: "btree (archived_at)", Where: "(archived_at IS NOT NULL)"},
 	Index{X: "bloom", Using: "brin (" + strings.Join([]string{
 		bloom("correlation_id", 1000), bloom("target_resource_id", 1000), bloom("hash", 1000),
 		bloom("action", 64), bloom("status", 16), bloom("target_resource_type", 64), bloom("data_classification", 16),
-	}, ", ") + ")", With: "pages_per_range = 32"},
+	}, ", ") + ")", With: "pages_per_range='32'"},
 )
 
 // bloom is a column of a BRIN whose filter is for so many different values in a range of pages, of which 32 hold some 800 rows.
 func bloom(column string, values int) string {
-	return fmt.Sprintf("%s text_bloom_ops (n_distinct_per_range = %d)", column, values)
+	return fmt.Sprintf("%s text_bloom_ops (n_distinct_per_range='%d')", column, values)
 }
 
 // plain are B-trees on the column that they are named after, or after the colon.
@@ -88,6 +88,7 @@ func plain(names ...string) []Index {
 		if !other {
 			columns = x
 		}
+		columns = strings.ReplaceAll(columns, "timestamp", `"timestamp"`) // a keyword
 		all[n] = Index{X: x, Using: "btree (" + columns + ")"}
 	}
 	return all

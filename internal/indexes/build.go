@@ -1,0 +1,167 @@
+package indexes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"auditsink/internal/failpoint"
+)
+
+// ErrNoTable means that a table is gone, or never was.
+var ErrNoTable = errors.New("there is no such table")
+
+// NameTakenError says that something else has the name that an index is to have.
+type NameTakenError struct {
+	Name string // with the schema, as SQL has it
+	What string // that it is
+}
+
+func (e *NameTakenError) Error() string {
+	return fmt.Sprintf("index %s can't be built: %s has its name; rename that, or drop it", e.Name, e.What)
+}
+
+// Missing returns those of the given indexes that a table lacks, in their order: by definition, and whatever the name of what it has. The table is audit_log itself or another table of
+// its schema, by its bare name. An index that belongs to one of audit_log doesn't count for a partition, since it goes with that; nor does one that isn't valid.
+// The error is [ErrNoTable] where the table is gone.
+func Missing(ctx context.Context, db querier, table string, wanted []Index) ([]Index, error) {
+	t, err := look(ctx, db, table)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(wanted), t.has), nil
+}
+
+// Create gives a partition, by its bare name, an index of its own by CREATE INDEX CONCURRENTLY, which keeps neither ingest nor readers waiting. It returns false where the partition had one of that
+// definition. What an interrupted build of it left is dropped first, and an index of audit_log's index that has its name is renamed.
+//
+// The connection must be in no transaction. The build waits for transactions that use the partition, and at its end for all of the database that began earlier (PostgreSQL, CREATE INDEX,
+// Building Indexes Concurrently); meanwhile it is in nobody's way but that of VACUUM and DDL on the partition. The session's lock_timeout bounds each wait, and statement_timeout the whole; what either ends, the next
+// call does again. The error is a [NameTakenError] where another object has the name, and [ErrNoTable] where the partition is gone.
+func Create(ctx context.Context, conn *pgx.Conn, table string, i Index) (built bool, err error) {
+	name := i.Name(table)
+	for {
+		t, err := look(ctx, conn, table)
+		if err != nil || t.has(i) {
+			return false, err
+		}
+		left := slices.IndexFunc(t.indexes, func(p present) bool { return !p.Valid && !p.Attached && (p.Name == name || p.is(i)) })
+		if left < 0 {
+			if err := t.free(ctx, conn, i); err != nil {
+				return false, err
+			}
+			failpoint.Hit("indexes.build.before")
+			sql := `CREATE INDEX CONCURRENTLY ` + pgx.Identifier{name}.Sanitize() + ` ON ` + t.quoted + ` ` + i.definition()
+			if _, err := conn.Exec(ctx, sql); err != nil {
+				return false, fmt.Errorf("build index %s: %w", name, err)
+			}
+			failpoint.Hit("indexes.build.after")
+			return true, nil
+		}
+		if err := t.dropLeftover(ctx, conn, t.indexes[left].Name); err != nil {
+			return false, fmt.Errorf("drop what is left of index %s: %w", t.indexes[left].Name, err)
+		}
+	}
+}
+
+// relation is a table and the indexes that it has.
+type relation struct {
+	schema, name string
+	quoted       string
+	indexes      []present
+}
+
+// present is an index that a table has.
+type present struct {
+	Name       string
+	Definition string // as [Index] has it; empty where it could be none of ours, such as a unique one
+	Valid      bool
+	Attached   bool // it belongs to an index of audit_log
+}
+
+func (p present) is(i Index) bool { return p.Definition == i.definition() }
+
+// has tells whether the table has an index of its own by definition.
+func (r relation) has(i Index) bool {
+	return slices.ContainsFunc(r.indexes, func(p present) bool { return p.Valid && !p.Attached && p.is(i) })
+}
+
+// look reads which indexes a table in audit_log's schema has.
+func look(ctx context.Context, db querier, table string) (relation, error) {
+	r := relation{name: table}
+	rows, err := db.Query(ctx, `
+		SELECT n.nspname, i.relname, coalesce(substr(d.text, strpos(d.text, ' USING ') + 1) COLLATE "C", ''), coalesce(x.indisvalid, false), coalesce(i.relispartition, false)
+		FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
+		LEFT JOIN (pg_index x JOIN pg_class i ON i.oid = x.indexrelid) ON x.indrelid = t.oid
+		LEFT JOIN LATERAL pg_get_indexdef(x.indexrelid) d (text) ON NOT x.indisunique
+		WHERE t.relname = $1 AND t.relkind IN ('r', 'p') AND t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'audit_log'::regclass)
+		ORDER BY i.relname`, table)
+	if err != nil {
+		return r, fmt.Errorf("read the indexes of %s: %w", table, err)
+	}
+	var name *string
+	var p present
+	_, err = pgx.ForEachRow(rows, []any{&r.schema, &name, &p.Definition, &p.Valid, &p.Attached}, func() error {
+		if name != nil {
+			p.Name = *name
+			r.indexes = append(r.indexes, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return r, fmt.Errorf("read the indexes of %s: %w", table, err)
+	}
+	if r.schema == "" {
+		return r, fmt.Errorf("read the indexes of %s: %w", table, ErrNoTable)
+	}
+	r.quoted = r.of(table)
+	return r, nil
+}
+
+// of is the quoted name of what is in the table's schema.
+func (r relation) of(name string) string { return pgx.Identifier{r.schema, name}.Sanitize() }
+
+// free sees that nothing has the name that an index is to have. An index of audit_log's index that has it keeps working by another name.
+func (r relation) free(ctx context.Context, conn *pgx.Conn, i Index) error {
+	name := i.Name(r.name)
+	if slices.ContainsFunc(r.indexes, func(p present) bool { return p.Attached && p.Name == name }) {
+		other := r.name + "_" + i.X + "_inherited_idx"
+		if _, err := conn.Exec(ctx, `ALTER INDEX `+r.of(name)+` RENAME TO `+pgx.Identifier{other}.Sanitize()); err != nil {
+			return fmt.Errorf("rename index %s, which belongs to audit_log's: %w", name, err)
+		}
+		return nil
+	}
+	var what string
+	err := conn.QueryRow(ctx, `
+		SELECT coalesce('an index on ' || (SELECT x.indrelid::regclass FROM pg_index x WHERE x.indexrelid = c.oid) || ' with another definition', 'an object of another kind')
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $1 AND n.nspname = $2`, name, r.schema).Scan(&what)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look who has the name %s: %w", name, err)
+	default:
+		return &NameTakenError{Name: r.of(name), What: what}
+	}
+}
+
+// dropLeftover drops an invalid index of the table. One that somebody is building is invalid as well: they hold a lock until it is done, so what is still invalid when we have got that lock is nobody's.
+func (r relation) dropLeftover(ctx context.Context, conn *pgx.Conn, name string) error {
+	var left bool
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `LOCK TABLE `+r.quoted+` IN SHARE UPDATE EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `
+			SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE NOT x.indisvalid AND c.relname = $1 AND n.nspname = $2)`, name, r.schema).Scan(&left)
+	})
+	if err != nil || !left {
+		return err
+	}
+	_, err = conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+r.of(name))
+	return err
+}

@@ -1,0 +1,157 @@
+package indexes
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+)
+
+// TestDefinitions: what we say of an index is what Postgres says of it, on audit_log and on a partition, so that it is recognized whatever its name is.
+func TestDefinitions(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := connect(t, db)
+		exec(t, conn, `CREATE TABLE plain (LIKE audit_log)`)
+		for _, profile := range [][]Index{{hot}, full, lean} {
+			for n, i := range profile {
+				exec(t, conn, `CREATE INDEX some_name ON plain `+i.definition())
+				r, err := look(t.Context(), conn, "plain")
+				require.NoError(t, err)
+				require.Equal(t, []present{{Name: "some_name", Definition: i.definition(), Valid: true}}, r.indexes)
+				missing, err := Missing(t.Context(), conn, "plain", profile)
+				require.NoError(t, err)
+				require.Equal(t, append(append([]Index{}, profile[:n]...), profile[n+1:]...), missing)
+				exec(t, conn, `DROP INDEX some_name`)
+			}
+		}
+	})
+}
+
+// TestChoose: an empty audit_log has exactly the indexes of each choice, in any order of choices.
+func TestChoose(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := connect(t, db)
+		p := partition(t, conn, 0)
+		for _, c := range append(choices, choices...) {
+			require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, c) }))
+			had, err := Chosen(t.Context(), conn)
+			require.NoError(t, err)
+			require.Equal(t, c, had)
+			for _, table := range []string{"audit_log", p} {
+				r, err := look(t.Context(), conn, table)
+				require.NoError(t, err)
+				var definitions, wanted []string
+				for _, i := range r.indexes {
+					require.True(t, i.Valid)
+					if i.Definition != "" {
+						definitions = append(definitions, i.Definition)
+					}
+				}
+				for _, i := range c.Parent() {
+					wanted = append(wanted, i.definition())
+				}
+				require.ElementsMatch(t, wanted, definitions, "%s of %s", table, c)
+			}
+		}
+		exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-03-05', 'a', 'success')`)
+		err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, choices[0]) })
+		require.ErrorIs(t, err, ErrNotEmpty)
+	})
+}
+
+// TestCreate: a partition gets an index of its own once, whatever an interrupted build left, in audit_log's schema, and never in place of something else.
+func TestCreate(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := connect(t, db)
+		require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, Choice{Lean, Deferred}) }))
+		p := partition(t, conn, 0)
+		// Another schema goes first, with a table of the same name.
+		exec(t, conn, `CREATE SCHEMA other; CREATE TABLE other.`+p+` (id int); SET search_path = other, public`)
+		build := func(i Index) bool {
+			built, err := Create(t.Context(), conn, p, i)
+			require.NoError(t, err)
+			return built
+		}
+		for _, i := range append(full, lean...) {
+			missing, err := Missing(t.Context(), conn, p, []Index{i})
+			require.NoError(t, err)
+			require.Equal(t, len(missing) == 1, build(i), i.X)
+			require.False(t, build(i), "there is one now")
+			missing, err = Missing(t.Context(), conn, p, []Index{i})
+			require.NoError(t, err)
+			require.Empty(t, missing)
+		}
+		require.Equal(t, []string{"audit_log_2026_03_action_idx"}, collect[string](t, conn, `SELECT c.relname::text FROM pg_class c WHERE c.oid = to_regclass('public.audit_log_2026_03_action_idx')`))
+		require.Zero(t, collect[int64](t, conn, `SELECT count(*) FROM pg_index WHERE NOT indisvalid OR indrelid = 'other.audit_log_2026_03'::regclass`)[0])
+
+		// Left by builds that were ended: one by our name, one by another's (REINDEX CONCURRENTLY makes such), one of our name that is of another definition.
+		action, status, hash := full[3], full[4], full[5]
+		require.Equal(t, "action", action.X)
+		exec(t, conn, `SET search_path = public`)
+		exec(t, conn, `ALTER INDEX audit_log_2026_03_status_idx RENAME TO audit_log_2026_03_status_idx_ccnew;
+			DROP INDEX audit_log_2026_03_hash_idx; CREATE INDEX audit_log_2026_03_hash_idx ON audit_log_2026_03 (ttl);
+			UPDATE pg_index SET indisvalid = false WHERE indexrelid IN ('audit_log_2026_03_action_idx'::regclass, 'audit_log_2026_03_status_idx_ccnew'::regclass, 'audit_log_2026_03_hash_idx'::regclass)`)
+		for _, i := range []Index{action, status, hash} {
+			require.True(t, build(i), i.X)
+			require.False(t, build(i), i.X)
+		}
+		require.Zero(t, collect[int64](t, conn, `SELECT count(*) FROM pg_index WHERE NOT indisvalid`)[0])
+		require.Empty(t, collect[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE '%ccnew'`))
+
+		// What is a DBA's stays. In another schema it is in nobody's way.
+		exec(t, conn, `DROP INDEX audit_log_2026_03_action_idx; CREATE INDEX audit_log_2026_03_action_idx ON other.audit_log_2026_03 (id)`)
+		require.True(t, build(action))
+		for _, other := range []struct{ create, drop string }{
+			{`CREATE INDEX audit_log_2026_03_action_idx ON audit_log_2026_03 (ttl)`, `DROP INDEX audit_log_2026_03_action_idx`},
+			{`CREATE UNIQUE INDEX audit_log_2026_03_action_idx ON audit_log_2026_03 (action, id, timestamp)`, `DROP INDEX audit_log_2026_03_action_idx`},
+			{`CREATE TABLE audit_log_2026_03_action_idx ()`, `DROP TABLE audit_log_2026_03_action_idx`},
+		} {
+			exec(t, conn, `DROP INDEX IF EXISTS audit_log_2026_03_action_idx; `+other.create)
+			_, err := Create(t.Context(), conn, p, action)
+			var taken *NameTakenError
+			require.ErrorAs(t, err, &taken)
+			require.Equal(t, `"public"."audit_log_2026_03_action_idx"`, taken.Name)
+			exec(t, conn, other.drop)
+		}
+		_, err := Create(t.Context(), conn, "audit_log_2026_04", action)
+		require.ErrorIs(t, err, ErrNoTable)
+		_, err = Missing(t.Context(), conn, "audit_log_2026_04", full)
+		require.ErrorIs(t, err, ErrNoTable)
+	})
+}
+
+// TestCreateBesideParents: while audit_log's index is there, a partition can have its own of that definition, which stays when that goes.
+func TestCreateBesideParents(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := connect(t, db)
+		p := partition(t, conn, 0)
+		missing, err := Missing(t.Context(), conn, p, full)
+		require.NoError(t, err)
+		require.Equal(t, full, missing)
+		for _, i := range full {
+			built, err := Create(t.Context(), conn, p, i)
+			require.NoError(t, err)
+			require.True(t, built)
+			exec(t, conn, `DROP INDEX `+i.Name("audit_log"))
+		}
+		r, err := look(t.Context(), conn, p)
+		require.NoError(t, err)
+		require.Len(t, r.indexes, 1+len(full))
+		for _, i := range full {
+			require.Contains(t, r.indexes, present{Name: i.Name(p), Definition: i.definition(), Valid: true})
+		}
+	})
+}
+
+// TestNames: no two definitions have one name, since a change from one profile to another builds the new ones while the old ones are there.
+func TestNames(t *testing.T) {
+	names := map[string]string{}
+	for _, i := range slices.Concat([]Index{hot}, full, lean) {
+		if had, ok := names[i.X]; ok {
+			require.Equal(t, had, i.definition(), i.X)
+		}
+		names[i.X] = i.definition()
+		require.LessOrEqual(t, len("audit_log_2026_03_01_"+i.X+"_inherited_idx"), 63, "a name has 63 bytes")
+	}
+}
