@@ -14,7 +14,7 @@ CREATE TABLE audit_index_profile (
 COMMENT ON TABLE audit_index_profile IS 'Which indexes audit_log has, and when its partitions get them; changed by auditsink migrate indexes';
 INSERT INTO audit_index_profile (name) VALUES ('audit_log') ON CONFLICT (name) DO NOTHING;
 
--- As in 00002, but for the name of a BRIN.
+-- As in 00002, but for the names of the indexes.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION create_audit_log_partition(partition_name text, lower_bound timestamptz, upper_bound timestamptz, why text DEFAULT NULL)
 RETURNS void
@@ -33,12 +33,19 @@ BEGIN
     EXECUTE format('CREATE TABLE %s (LIKE audit_log INCLUDING ALL EXCLUDING IDENTITY) WITH (
         autovacuum_vacuum_insert_threshold = 100000, autovacuum_vacuum_insert_scale_factor = 0.1,
         autovacuum_analyze_scale_factor = 0.05, autovacuum_freeze_min_age = 0)', child);
-    -- LIKE names the copies after their columns; the BRIN would have the name of the B-tree that a deferred build makes.
+    -- LIKE names the copies after their columns. They are named as those of audit_log instead, since a deferred build gives a partition a B-tree on timestamp beside the BRIN, and
+    -- since indexes are dropped by definition and name. The BRIN goes first: the copy's name may be that of the B-tree.
     FOR entry IN
-        SELECT x.indexrelid::regclass AS copy FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am a ON a.oid = i.relam
-        WHERE x.indrelid = child::regclass AND a.amname = 'brin' AND x.indnatts = 1
+        SELECT k.indexrelid::regclass AS copy, partition_name || substr(i.relname, length('audit_log') + 1) AS name
+        FROM pg_index k JOIN pg_class c ON c.oid = k.indexrelid JOIN pg_am a ON a.oid = c.relam
+        JOIN pg_index x ON x.indrelid = parent.oid AND NOT x.indisunique JOIN pg_class i ON i.oid = x.indexrelid AND i.relname LIKE 'audit\_log\_%'
+        WHERE k.indrelid = child::regclass AND NOT k.indisunique
+          AND substring(pg_get_indexdef(k.indexrelid) FROM ' USING .*') = substring(pg_get_indexdef(x.indexrelid) FROM ' USING .*')
+          AND c.relname <> partition_name || substr(i.relname, length('audit_log') + 1)
+        ORDER BY a.amname <> 'brin'
     LOOP
-        EXECUTE format('ALTER INDEX %s RENAME TO %I', entry.copy, partition_name || '_timestamp_brin_idx');
+        CONTINUE WHEN to_regclass(format('%s.%I', parent.relnamespace::regnamespace, entry.name)) IS NOT NULL;
+        EXECUTE format('ALTER INDEX %s RENAME TO %I', entry.copy, entry.name);
     END LOOP;
 
     IF (SELECT c.relowner FROM pg_class c WHERE c.oid = child::regclass) <> parent.relowner THEN

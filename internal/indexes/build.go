@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -71,6 +72,8 @@ func Create(ctx context.Context, conn *pgx.Conn, table string, i Index) (built b
 type relation struct {
 	schema, name string
 	quoted       string
+	upper        time.Time // of a partition's interval; zero for none
+	attached     bool      // it is a partition
 	indexes      []present
 }
 
@@ -91,34 +94,67 @@ func (r relation) has(i Index) bool {
 
 // look reads which indexes a table in audit_log's schema has.
 func look(ctx context.Context, db querier, table string) (relation, error) {
-	r := relation{name: table}
+	all, err := read(ctx, db, `SELECT c.oid, NULL::timestamptz, false FROM pg_class c WHERE c.relname = $1 AND c.relkind IN ('r', 'p') AND c.relnamespace = `+ourSchema, table)
+	switch {
+	case err != nil:
+		return relation{}, fmt.Errorf("read the indexes of %s: %w", table, err)
+	case len(all) == 0:
+		return relation{}, fmt.Errorf("read the indexes of %s: %w", table, ErrNoTable)
+	}
+	return all[0], nil
+}
+
+const ourSchema = `(SELECT relnamespace FROM pg_class WHERE oid = 'audit_log'::regclass)`
+
+// survey reads which indexes audit_log has, which its partitions, and which the tables that were partitions and may come back, in this order.
+func survey(ctx context.Context, db querier) (parent relation, tables []relation, err error) {
+	all, err := read(ctx, db, `
+		SELECT 'audit_log'::regclass::oid, NULL::timestamptz, false
+		UNION ALL
+		SELECT b.relid, b.upper_bound, true FROM audit_log_partition_bounds() b JOIN pg_class c ON c.oid = b.relid WHERE c.relkind = 'r' AND c.relnamespace = `+ourSchema+`
+		UNION ALL
+		SELECT c.oid, e.upper_bound, false FROM pg_class c JOIN LATERAL (
+			SELECT e.upper_bound, e.state FROM audit_partition_event e WHERE e.partition_name = c.relname AND e.kind = 'drop' ORDER BY e.id DESC LIMIT 1) e ON true
+		WHERE c.relkind = 'r' AND NOT c.relispartition AND c.relnamespace = `+ourSchema+` AND e.state IN ('verified', 'detached', 'restored', 'refused')`)
+	if err != nil {
+		return relation{}, nil, fmt.Errorf("read the indexes of audit_log: %w", err)
+	}
+	return all[0], all[1:], nil
+}
+
+// read reads which indexes the tables have that are chosen by SQL with their OID, their upper bound and whether they are attached.
+func read(ctx context.Context, db querier, chosen string, args ...any) ([]relation, error) {
 	rows, err := db.Query(ctx, `
-		SELECT n.nspname, i.relname, coalesce(substr(d.text, strpos(d.text, ' USING ') + 1) COLLATE "C", ''), coalesce(x.indisvalid, false), coalesce(i.relispartition, false)
-		FROM pg_class t JOIN pg_namespace n ON n.oid = t.relnamespace
+		WITH chosen (oid, upper_bound, attached) AS (`+chosen+`)
+		SELECT n.nspname, t.relname, c.upper_bound, c.attached, i.relname, coalesce(substr(d.text, strpos(d.text, ' USING ') + 1), ''), coalesce(x.indisvalid, false), coalesce(i.relispartition, false)
+		FROM chosen c JOIN pg_class t ON t.oid = c.oid JOIN pg_namespace n ON n.oid = t.relnamespace
 		LEFT JOIN (pg_index x JOIN pg_class i ON i.oid = x.indexrelid) ON x.indrelid = t.oid
 		LEFT JOIN LATERAL pg_get_indexdef(x.indexrelid) d (text) ON NOT x.indisunique
-		WHERE t.relname = $1 AND t.relkind IN ('r', 'p') AND t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'audit_log'::regclass)
-		ORDER BY i.relname`, table)
+		ORDER BY t.relkind = 'p' DESC, c.attached DESC, c.upper_bound, t.relname, i.relname`, args...)
 	if err != nil {
-		return r, fmt.Errorf("read the indexes of %s: %w", table, err)
+		return nil, err
 	}
+	var all []relation
+	var r relation
 	var name *string
+	var upper *time.Time
 	var p present
-	_, err = pgx.ForEachRow(rows, []any{&r.schema, &name, &p.Definition, &p.Valid, &p.Attached}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&r.schema, &r.name, &upper, &r.attached, &name, &p.Definition, &p.Valid, &p.Attached}, func() error {
+		if len(all) == 0 || all[len(all)-1].name != r.name {
+			r.quoted, r.upper = r.of(r.name), time.Time{}
+			if upper != nil {
+				r.upper = *upper
+			}
+			all = append(all, r)
+		}
 		if name != nil {
 			p.Name = *name
-			r.indexes = append(r.indexes, p)
+			last := &all[len(all)-1]
+			last.indexes = append(last.indexes, p)
 		}
 		return nil
 	})
-	if err != nil {
-		return r, fmt.Errorf("read the indexes of %s: %w", table, err)
-	}
-	if r.schema == "" {
-		return r, fmt.Errorf("read the indexes of %s: %w", table, ErrNoTable)
-	}
-	r.quoted = r.of(table)
-	return r, nil
+	return all, err
 }
 
 // of is the quoted name of what is in the table's schema.
@@ -128,7 +164,7 @@ func (r relation) of(name string) string { return pgx.Identifier{r.schema, name}
 func (r relation) free(ctx context.Context, conn *pgx.Conn, i Index) error {
 	name := i.Name(r.name)
 	if slices.ContainsFunc(r.indexes, func(p present) bool { return p.Attached && p.Name == name }) {
-		other := r.name + "_" + i.X + "_inherited_idx"
+		other := i.inherited(r.name)
 		if _, err := conn.Exec(ctx, `ALTER INDEX `+r.of(name)+` RENAME TO `+pgx.Identifier{other}.Sanitize()); err != nil {
 			return fmt.Errorf("rename index %s, which belongs to audit_log's: %w", name, err)
 		}

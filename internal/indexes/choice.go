@@ -56,8 +56,5 @@ func Choose(ctx context.Context, tx pgx.Tx, c Choice) error {
 			return fmt.Errorf("create index %s: %w", i.Name("audit_log"), err)
 		}
 	}
-	if _, err := tx.Exec(ctx, `UPDATE audit_index_profile SET profile = $1, build = $2, changed_at = now(), changed_by = session_user`, c.Profile, c.Build); err != nil {
-		return fmt.Errorf("put the profile of indexes on record: %w", err)
-	}
-	return nil
+	return choose(ctx, tx, c, "done")
 }

@@ -6,6 +6,7 @@ package indexes
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -44,6 +45,15 @@ type Index struct {
 // Name is the index's name on a table.
 func (i Index) Name(table string) string { return table + "_" + i.X + "_idx" }
 
+// inherited is the name of audit_log's index on a partition that has one of its own as well, for as long as it has both.
+func (i Index) inherited(table string) string { return table + "_" + i.X + "_inherited_idx" }
+
+// copied is the name that Postgres gives to the copy of a B-tree on a new table (CREATE TABLE LIKE). Before migration 6 partitions kept it.
+func (i Index) copied(table string) string {
+	_, columns, _ := strings.Cut(strings.TrimSuffix(i.Using, ")"), " (")
+	return table + "_" + strings.ReplaceAll(strings.ReplaceAll(columns, `"`, ""), ", ", "_") + "_idx"
+}
+
 // definition is what follows the name of the table in CREATE INDEX.
 func (i Index) definition() string {
 	sql := "USING " + i.Using
@@ -74,6 +84,17 @@ var lean = append(plain("timestamp", "organization_timestamp:organization_id, ti
 		bloom("action", 64), bloom("status", 16), bloom("target_resource_type", 64), bloom("data_classification", 16),
 	}, ", ") + ")", With: "pages_per_range='32'"},
 )
+
+// every lists what a profile or a build may have.
+var every = func() []Index {
+	all := []Index{hot}
+	for _, i := range slices.Concat(full, lean) {
+		if !slices.Contains(all, i) {
+			all = append(all, i)
+		}
+	}
+	return all
+}()
 
 // bloom is a column of a BRIN whose filter is for so many different values in a range of pages, of which 32 hold some 800 rows.
 func bloom(column string, values int) string {

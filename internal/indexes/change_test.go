@@ -1,0 +1,229 @@
+package indexes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+)
+
+// now is in the third month: of four partitions two have ended.
+func now() time.Time { return month.AddDate(0, 2, 9) }
+
+// world has four months with rows, an index that a DBA made on audit_log and one on a partition, and a partition that was detached and may come back.
+func world(t *testing.T, db string) *pgx.Conn {
+	t.Helper()
+	conn := connect(t, db)
+	for n := range 4 {
+		partition(t, conn, n)
+	}
+	exec(t, conn, `INSERT INTO audit_log (timestamp, principal_id, action, status) SELECT '2026-03-01 00:00+00'::timestamptz + make_interval(hours => n), 'p' || n % 7, 'a' || n % 3, 'success' FROM generate_series(0, 2900) n`)
+	exec(t, conn, `CREATE INDEX audit_log_ttl_idx ON audit_log (ttl); CREATE INDEX audit_log_2026_03_mine_idx ON audit_log_2026_03 (event_version);
+		CREATE INDEX audit_log_2026_04_hidden_idx ON audit_log_2026_04 (event_version)`)
+	exec(t, conn, `SELECT create_audit_log_partition('audit_log_2026_02', '2026-02-01 00:00+00', '2026-03-01 00:00+00');
+		INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-02-05', 'a', 'success');
+		ALTER TABLE audit_log DETACH PARTITION audit_log_2026_02;
+		INSERT INTO audit_partition_event (partition_name, kind, state, lower_bound, upper_bound) VALUES ('audit_log_2026_02', 'drop', 'detached', '2026-02-01 00:00+00', '2026-03-01 00:00+00')`)
+	return conn
+}
+
+// run is a change as the command makes it.
+func run(t *testing.T, db string, to Choice) []Step {
+	t.Helper()
+	conn := connect(t, db)
+	var did []Step
+	require.NoError(t, Change{To: to, Grace: time.Hour, Now: now, Did: func(s Step) { did = append(did, s) }}.Run(t.Context(), conn))
+	return did
+}
+
+// requireExactly requires of every table that it has the indexes of a choice, each once, valid, and those of the DBA.
+func requireExactly(t *testing.T, conn *pgx.Conn, c Choice) {
+	t.Helper()
+	had, err := Chosen(t.Context(), conn)
+	require.NoError(t, err)
+	require.Equal(t, c, had)
+	require.Empty(t, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE NOT (indisvalid AND indisready AND indislive)`))
+	parent, tables, err := survey(t.Context(), conn)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, len(tables), 5)
+	for _, r := range append([]relation{parent}, tables...) {
+		want := map[string]int{}
+		for _, i := range c.Parent() {
+			want[i.definition()]++
+		}
+		if (Change{To: c, Grace: time.Hour, Now: now}).ended(r) {
+			for _, i := range c.Later() {
+				want[i.definition()]++
+			}
+		}
+		want["USING btree (ttl)"]++
+		if slices.Contains([]string{"audit_log_2026_03", "audit_log_2026_04"}, r.name) {
+			want["USING btree (event_version)"]++
+		}
+		have := map[string]int{}
+		for _, p := range r.indexes {
+			if p.Definition != "" {
+				have[p.Definition]++
+			}
+		}
+		require.Equal(t, want, have, "%s of %s", r.name, c)
+	}
+	steps, err := Change{To: c, Grace: time.Hour, Now: now}.Plan(t.Context(), conn)
+	require.NoError(t, err)
+	require.Empty(t, steps)
+}
+
+// writing adds and reads rows until it is told to stop, which says how many, and fails where a statement did or waited for more than a moment.
+func writing(t *testing.T, db string) (stop func() int64) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	var written atomic.Int64
+	failed := make(chan error, 3)
+	for n := range 3 {
+		conn := connect(t, db)
+		group.Go(func() {
+			for ctx.Err() == nil {
+				// As long as locks are waited for in a try, with time for a slow machine.
+				sql := `SET LOCAL statement_timeout = '20s'; INSERT INTO audit_log (timestamp, action, status, principal_id) SELECT timestamptz '2026-03-01 00:00+00' + random() * interval '120 days', 'w', 'success', 'w' FROM generate_series(1, 20)`
+				if n == 2 {
+					sql = `SET LOCAL statement_timeout = '20s'; SELECT count(*) FROM audit_log WHERE principal_id = 'p1'`
+				}
+				if _, err := conn.Exec(t.Context(), sql); err != nil {
+					failed <- err
+					return
+				}
+				if n < 2 {
+					written.Add(20)
+				}
+			}
+		})
+	}
+	return func() int64 {
+		cancel()
+		group.Wait()
+		select {
+		case err := <-failed:
+			require.NoError(t, err)
+		default:
+		}
+		return written.Load()
+	}
+}
+
+// TestChange: from each choice to each other, beside writers and readers, and a partition that comes meanwhile.
+func TestChange(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		before := collect[int64](t, conn, `SELECT count(*) FROM audit_log`)[0]
+		stop := writing(t, db)
+		at := choices[0]
+		for _, next := range []int{1, 2, 3, 0, 2, 1, 3, 2, 0, 3, 1, 0} { // each to each
+			to := choices[next]
+			steps, err := Change{To: to, Grace: time.Hour, Now: now}.Plan(t.Context(), conn)
+			require.NoError(t, err)
+			require.NotEmpty(t, steps)
+			did := run(t, db, to)
+			require.Equal(t, fmt.Sprint(steps), fmt.Sprint(did), "%s to %s", at, to)
+			requireExactly(t, conn, to)
+			require.Empty(t, run(t, db, to))
+			at = to
+		}
+		written := stop()
+		require.Positive(t, written)
+		require.Equal(t, before+written, collect[int64](t, conn, `SELECT count(*) FROM audit_log`)[0])
+		require.Equal(t, int64(12), collect[int64](t, conn, `SELECT count(*) FROM audit_partition_event WHERE kind = 'index' AND state = 'done'`)[0])
+		// What was detached comes back, and nothing has to be built for that.
+		exec(t, conn, `ALTER TABLE audit_log ATTACH PARTITION audit_log_2026_02 FOR VALUES FROM ('2026-02-01 00:00+00') TO ('2026-03-01 00:00+00')`)
+	})
+}
+
+// TestChangeMeanwhile: a partition that is made, with rows, between any two steps has what the others have.
+func TestChangeMeanwhile(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		steps, err := Change{To: choices[1], Grace: time.Hour, Now: now}.Plan(t.Context(), conn)
+		require.NoError(t, err)
+		n := 0
+		change := Change{To: choices[1], Grace: time.Hour, Now: now, Did: func(s Step) {
+			if n++; n%7 == 0 || s.What == Creating {
+				name := partition(t, conn, 4+n)
+				exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ($1, 'a', 'success')`, month.AddDate(0, 4+n, 3))
+				require.NotEmpty(t, name)
+			}
+		}}
+		require.NoError(t, change.Run(t.Context(), connect(t, db)))
+		require.Greater(t, n, len(steps))
+		requireExactly(t, conn, choices[1])
+	})
+}
+
+// TestChangeOvertaken: where another choice is made meanwhile, a change ends, and drops nothing that is wanted by then.
+func TestChangeOvertaken(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		once := sync.Once{}
+		change := Change{To: choices[1], Grace: time.Hour, Now: now, Did: func(s Step) {
+			if s.What == Dropping {
+				once.Do(func() { run(t, db, choices[0]) })
+			}
+		}}
+		require.ErrorIs(t, change.Run(t.Context(), connect(t, db)), ErrOvertaken)
+		requireExactly(t, conn, choices[0])
+		// Between the look and the lock.
+		c := Change{To: choices[1], Now: now}
+		steps, err := c.Plan(t.Context(), conn)
+		require.NoError(t, err)
+		last := steps[len(steps)-1]
+		require.Equal(t, Dropping, last.What)
+		require.ErrorIs(t, c.do(t.Context(), conn, last), ErrOvertaken)
+		requireExactly(t, conn, choices[0])
+	})
+}
+
+// TestChangeWaits: somebody who uses audit_log for long holds up a step, and nobody else.
+func TestChangeWaits(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		run(t, db, choices[2])
+		reader := connect(t, db)
+		exec(t, reader, `BEGIN; SELECT count(*) FROM audit_log`)
+		stop := writing(t, db)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		own := connect(t, db)
+		go func() { ended <- Change{To: choices[3], Grace: time.Hour, Now: now}.Run(ctx, own) }()
+		require.Eventually(t, func() bool {
+			return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0] == 1
+		}, time.Minute, 10*time.Millisecond)
+		exec(t, conn, `SELECT count(*) FROM audit_log`)
+		exec(t, reader, `COMMIT`)
+		require.NoError(t, <-ended)
+		cancel()
+		requireExactly(t, conn, choices[3])
+		require.Positive(t, stop())
+	})
+}
+
+// TestChangeBeside: a name that is taken ends a change with an error that says so, and what was done until then is sound.
+func TestChangeBeside(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		exec(t, conn, `CREATE INDEX audit_log_2026_04_archived_idx ON audit_log_2026_04 (ttl, event_version)`)
+		err := Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), connect(t, db))
+		var taken *NameTakenError
+		require.True(t, errors.As(err, &taken), "%v", err)
+		exec(t, conn, `DROP INDEX audit_log_2026_04_archived_idx`)
+		// A DBA's index of the same definition is taken over.
+		exec(t, conn, `CREATE INDEX dbas ON audit_log_2026_04 (archived_at) WHERE archived_at IS NOT NULL`)
+		run(t, db, choices[1])
+		requireExactly(t, conn, choices[1])
+	})
+}
