@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
 	"auditsink/config"
-	"auditsink/internal/indexes"
 	"auditsink/internal/postgres"
 	"auditsink/migrations"
 	"auditsink/partitions"
@@ -33,11 +30,14 @@ func newMigrateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			applied, created, err := migrate(cmd.Context(), cfg)
+			applied, created, other, err := migrate(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
 			out := cmd.OutOrStdout()
+			if other != "" {
+				fmt.Fprintln(out, other) //nolint:errcheck // the last line below tells
+			}
 			for _, m := range applied {
 				fmt.Fprintf(out, "applied %s\n", m.Name) //nolint:errcheck // the last line below tells
 			}
@@ -72,39 +72,28 @@ func newMigrateCommand() *cobra.Command {
 		},
 	}
 	status.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.AddCommand(up, status, newConvertCommand())
+	c.AddCommand(up, status, newConvertCommand(), newIndexesCommand())
 	return c
 }
 
-// migrate applies the migrations and ensures the table partitions.
-func migrate(ctx context.Context, cfg config.Config) ([]migrations.Migration, []partitions.Step, error) {
+// migrate applies the migrations, chooses the indexes (see [chooseIndexes]), and ensures the table partitions.
+func migrate(ctx context.Context, cfg config.Config) (applied []migrations.Migration, created []partitions.Step, other string, err error) {
 	pool, err := openDatabase(ctx, cfg, maintenanceURL(cfg))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, "", err
 	}
 	defer pool.Close()
-	applied, err := migrations.Apply(ctx, sslURL(cfg))
+	if applied, err = migrations.Apply(ctx, sslURL(cfg)); err != nil {
+		return nil, nil, "", postgres.Explain(err)
+	}
+	if other, err = chooseIndexes(ctx, pool, cfg); err != nil {
+		return applied, nil, "", err
+	}
+	created, err = partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
 	if err != nil {
-		return nil, nil, postgres.Explain(err)
+		return applied, created, other, fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
 	}
-	if err := chooseIndexes(ctx, pool, cfg); err != nil {
-		return applied, nil, err
-	}
-	created, err := partitions.Ensure(ctx, pool.Pool, time.Now(), schedule(cfg))
-	if err != nil {
-		return applied, created, fmt.Errorf("ensure the table partitions: %w", postgres.Explain(err))
-	}
-	return applied, created, nil
-}
-
-// chooseIndexes gives a database without events the indexes of the settings. One that has events keeps those it was told to have.
-func chooseIndexes(ctx context.Context, pool *postgres.Pool, cfg config.Config) error {
-	choice := indexes.Choice{Profile: indexes.Profile(cfg.IndexProfile), Build: indexes.Build(cfg.IndexBuild)}
-	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return indexes.Choose(ctx, tx, choice) })
-	if errors.Is(err, indexes.ErrNotEmpty) {
-		return nil
-	}
-	return postgres.Explain(err)
+	return applied, created, other, nil
 }
 
 // sslURL is the maintenance URL with the sslmode of the settings.

@@ -145,6 +145,7 @@ func prepare(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 	if err := ensurePartitions(ctx, cfg, maintenance, log); err != nil {
 		return err
 	}
+	tellOtherIndexes(ctx, maintenance, cfg, log)
 	if err := watch.Publish(ctx, time.Now()); err != nil {
 		log.Warn("metrics and health of the table partitions come later", zap.Error(postgres.Explain(err)))
 	}

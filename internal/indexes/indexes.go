@@ -27,12 +27,23 @@ const (
 
 // Choice is what a database was told to have.
 type Choice struct {
-	Profile Profile
-	Build   Build
+	Profile Profile `json:"profile"`
+	Build   Build   `json:"build"`
 }
 
 // String names both.
 func (c Choice) String() string { return fmt.Sprintf("%s, %s", c.Profile, c.Build) }
+
+// Valid returns an error where there is no such profile or build.
+func (c Choice) Valid() error {
+	if c.Profile != Full && c.Profile != Lean {
+		return fmt.Errorf("there is no profile %q of indexes: full or lean", c.Profile)
+	}
+	if c.Build != Immediate && c.Build != Deferred {
+		return fmt.Errorf("there is no way %q to build indexes: immediate or deferred", c.Build)
+	}
+	return nil
+}
 
 // Index is one of audit_log or of a partition, in the words of pg_get_indexdef, so that what a database has is recognized by its definition.
 type Index struct {
