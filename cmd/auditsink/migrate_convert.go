@@ -40,7 +40,7 @@ func newConvertCommand() *cobra.Command {
 				return err
 			}
 			pool.Close()
-			o.URL, o.Ahead = sslURL(cfg), cfg.PartitionAhead
+			o.URL, o.Ahead, o.Indexes = sslURL(cfg), cfg.PartitionAhead, choice(cfg)
 			show := newConvertProgress(cmd.ErrOrStderr())
 			o.Report = show.report
 			defer show.screen.clear()

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"auditsink/internal/failpoint"
+	"auditsink/internal/indexes"
 	"auditsink/internal/postgres"
 	"auditsink/migrations"
 )
@@ -28,6 +29,8 @@ type Options struct {
 	URL string
 	// Ahead is for how many months after the current one partitions are made.
 	Ahead int
+	// Indexes are those that the new audit_log gets, full and immediate where it is zero; a conversion that goes on keeps those it began with.
+	Indexes indexes.Choice
 	// SetAside moves rows whose timestamp no partition is made for to audit_log_set_aside; otherwise they are refused.
 	SetAside bool
 	// Batch is how many rows one transaction copies; Pause comes after each.

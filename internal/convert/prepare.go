@@ -2,11 +2,13 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
+	"auditsink/internal/indexes"
 	"auditsink/migrations"
 )
 
@@ -87,6 +89,18 @@ func (c *conversion) prepare(ctx context.Context) error {
 		return fmt.Errorf("in the schema audit_convert: %w", err)
 	}
 	hit("migrated")
+	if c.Indexes == (indexes.Choice{}) {
+		return nil
+	}
+	err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SET LOCAL search_path = audit_convert`); err != nil {
+			return err
+		}
+		return indexes.Choose(ctx, tx, c.Indexes)
+	})
+	if err != nil && !errors.Is(err, indexes.ErrNotEmpty) {
+		return fmt.Errorf("in the schema audit_convert: %w", err)
+	}
 	return nil
 }
 

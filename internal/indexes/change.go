@@ -143,7 +143,9 @@ func (c Change) wants(t relation, i Index) bool {
 }
 
 // ended tells whether a partition's interval is over, with its grace.
-func (c Change) ended(t relation) bool { return !t.upper.IsZero() && !c.Now().Before(t.upper.Add(c.Grace)) }
+func (c Change) ended(t relation) bool {
+	return !t.upper.IsZero() && !c.Now().Before(t.upper.Add(c.Grace))
+}
 
 // ours tells whether an index is one of a profile by definition and name.
 func (p present) ours(table string, i Index) bool {

@@ -13,8 +13,6 @@ import (
 	"auditsink/migrations"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
-
 // versions runs a test on the oldest and the newest Postgres that are supported, with our schema.
 func versions(t *testing.T, test func(t *testing.T, db string)) {
 	t.Helper()

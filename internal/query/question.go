@@ -46,6 +46,11 @@ func (f *Filter) texts() [10]text {
 	}
 }
 
+// identifies tells whether the filter has a value that few events have in common.
+func (f *Filter) identifies() bool {
+	return f.Hash != "" || f.CorrelationID != "" || f.TargetResourceID != ""
+}
+
 // ask checks a question. Its error is an [InvalidError]: what the database would refuse never gets there.
 func ask(s Scope, f Filter) (question, error) {
 	for _, bound := range []struct {

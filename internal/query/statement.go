@@ -29,7 +29,7 @@ func (s *statement) arg(value any, of string) string {
 
 // where is the condition of a question within a window of its range. It begins with the range, by which table partitions are pruned, and the scope.
 func (s *statement) where(q question, w window) string {
-	and := append(s.inside(w), s.within(q.scope)...)
+	and := append(s.inside(w), s.within(q.scope, q.filter.identifies())...)
 	for _, t := range q.filter.texts() {
 		if *t.value != "" {
 			and = append(and, t.column+" = "+s.arg(*t.value, "text"))
@@ -50,12 +50,17 @@ func (s *statement) inside(w window) []string {
 	return []string{"timestamp >= " + s.arg(w.from, "timestamptz"), "timestamp < " + s.arg(w.to, "timestamptz")}
 }
 
-// within is the condition of a scope; there is none on everything.
-func (s *statement) within(scope Scope) []string {
+// within is the condition of a scope; there is none on everything. Where the filter identifies a few events, no index on the organization is to be taken for it: a planner that knows nothing of
+// how a BRIN of bloom filters leads to them would read all of the scope's instead.
+func (s *statement) within(scope Scope, identified bool) []string {
 	if scope.all {
 		return nil
 	}
-	return []string{"organization_id = ANY (" + s.arg(scope.organizations, "text[]") + ")"}
+	condition := "organization_id = ANY (" + s.arg(scope.organizations, "text[]") + ")"
+	if identified {
+		condition = "(" + condition + ") IS TRUE"
+	}
+	return []string{condition}
 }
 
 // pageStatement asks for the events of a window by key, at most so many, after a position where there is one, from which on the window is.
@@ -84,7 +89,7 @@ func countStatement(q question, w window, most int64) statement {
 // eventStatement asks for one event within a window.
 func eventStatement(scope Scope, id int64, w window) statement {
 	var s statement
-	and := append(append(s.inside(w), "id = "+s.arg(id, "bigint")), s.within(scope)...)
+	and := append(append(s.inside(w), "id = "+s.arg(id, "bigint")), s.within(scope, true)...)
 	s.text = fmt.Sprintf("SELECT %s FROM audit_log WHERE %s ORDER BY timestamp DESC LIMIT 1", columns, strings.Join(and, " AND "))
 	return s
 }
