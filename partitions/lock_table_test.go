@@ -77,6 +77,7 @@ var knownBy = []struct{ step, text string }{
 	{"set autovacuum's settings", `SET \(autovacuum`},
 	{"analyze audit_log (18)", `ANALYZE ONLY audit_log`},
 	{"analyze a partition", `ANALYZE "audit_log_`},
+	{"summarize a BRIN", `brin_summarize_new_values`},
 	{"renew the lease", `UPDATE audit_leader`},
 	{"place a legal hold", `INSERT INTO audit_legal_hold`},
 	{"release a legal hold", `UPDATE audit_legal_hold`},
@@ -222,6 +223,9 @@ func measure(t *testing.T, db string) map[string]locked {
 	_, err = ReleaseHold(ctx, traced, hold.ID, "a test", "test")
 	require.NoError(t, err)
 	_, err = Upkeep(ctx, traced, term, now)
+	require.NoError(t, err)
+	exec(t, pool, `CREATE INDEX audit_log_2025_11_timestamp_brin_idx ON audit_log_2025_11 USING brin (timestamp)`)
+	_, err = Summarize(ctx, traced, term, at("2025-11-20"))
 	require.NoError(t, err)
 	// Rows of the policy 1 (that is 30 days) expire on November 4th; the others, and so the partition, on December 31st.
 	quick := Retention{Enforce: true, MinDays: 30}
