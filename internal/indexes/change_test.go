@@ -12,19 +12,24 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"auditsink/internal/testkit"
 )
 
-// now is in the third month: of four partitions two have ended.
+// patient is how long a test waits for what must come.
+const patient = 5 * time.Minute
+
+// now is in the third month: of three partitions two have ended.
 func now() time.Time { return month.AddDate(0, 2, 9) }
 
-// world has four months with rows, an index that a DBA made on audit_log and one on a partition, and a partition that was detached and may come back.
+// world has three months with rows, an index that a DBA made on audit_log and one on a partition, and a partition that was detached and may come back.
 func world(t *testing.T, db string) *pgx.Conn {
 	t.Helper()
 	conn := connect(t, db)
-	for n := range 4 {
+	for n := range 3 {
 		partition(t, conn, n)
 	}
-	exec(t, conn, `INSERT INTO audit_log (timestamp, principal_id, action, status) SELECT '2026-03-01 00:00+00'::timestamptz + make_interval(hours => n), 'p' || n % 7, 'a' || n % 3, 'success' FROM generate_series(0, 2900) n`)
+	exec(t, conn, `INSERT INTO audit_log (timestamp, principal_id, action, status) SELECT '2026-03-01 00:00+00'::timestamptz + make_interval(hours => n), 'p' || n % 7, 'a' || n % 3, 'success' FROM generate_series(0, 2180) n`)
 	exec(t, conn, `CREATE INDEX audit_log_ttl_idx ON audit_log (ttl); CREATE INDEX audit_log_2026_03_mine_idx ON audit_log_2026_03 (event_version);
 		CREATE INDEX audit_log_2026_04_hidden_idx ON audit_log_2026_04 (event_version)`)
 	exec(t, conn, `SELECT create_audit_log_partition('audit_log_2026_02', '2026-02-01 00:00+00', '2026-03-01 00:00+00');
@@ -52,7 +57,7 @@ func requireExactly(t *testing.T, conn *pgx.Conn, c Choice) {
 	require.Empty(t, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE NOT (indisvalid AND indisready AND indislive)`))
 	parent, tables, err := survey(t.Context(), conn)
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, len(tables), 5)
+	require.GreaterOrEqual(t, len(tables), 4)
 	for _, r := range append([]relation{parent}, tables...) {
 		want := map[string]int{}
 		for _, i := range c.Parent() {
@@ -92,7 +97,7 @@ func writing(t *testing.T, db string) (stop func() int64) {
 		group.Go(func() {
 			for ctx.Err() == nil {
 				// As long as locks are waited for in a try, with time for a slow machine.
-				sql := `SET LOCAL statement_timeout = '20s'; INSERT INTO audit_log (timestamp, action, status, principal_id) SELECT timestamptz '2026-03-01 00:00+00' + random() * interval '120 days', 'w', 'success', 'w' FROM generate_series(1, 20)`
+				sql := `SET LOCAL statement_timeout = '20s'; INSERT INTO audit_log (timestamp, action, status, principal_id) SELECT timestamptz '2026-03-01 00:00+00' + random() * interval '90 days', 'w', 'success', 'w' FROM generate_series(1, 20)`
 				if n == 2 {
 					sql = `SET LOCAL statement_timeout = '20s'; SELECT count(*) FROM audit_log WHERE principal_id = 'p1'`
 				}
@@ -103,6 +108,7 @@ func writing(t *testing.T, db string) (stop func() int64) {
 				if n < 2 {
 					written.Add(20)
 				}
+				time.Sleep(5 * time.Millisecond) // the cores are for the change
 			}
 		})
 	}
@@ -154,8 +160,8 @@ func TestChangeMeanwhile(t *testing.T) {
 		n := 0
 		change := Change{To: choices[1], Grace: time.Hour, Now: now, Did: func(s Step) {
 			if n++; n%7 == 0 || s.What == Creating {
-				name := partition(t, conn, 4+n)
-				exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ($1, 'a', 'success')`, month.AddDate(0, 4+n, 3))
+				name := partition(t, conn, 3+n)
+				exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ($1, 'a', 'success')`, month.AddDate(0, 3+n, 3))
 				require.NotEmpty(t, name)
 			}
 		}}
@@ -193,15 +199,15 @@ func TestChangeWaits(t *testing.T) {
 		conn := world(t, db)
 		run(t, db, choices[2])
 		reader := connect(t, db)
-		exec(t, reader, `BEGIN; SELECT count(*) FROM audit_log`)
+		exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
 		stop := writing(t, db)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		own := connect(t, db)
 		go func() { ended <- Change{To: choices[3], Grace: time.Hour, Now: now}.Run(ctx, own) }()
-		require.Eventually(t, func() bool {
-			return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0] == 1
-		}, time.Minute, 10*time.Millisecond)
+		testkit.Eventually(t, patient, "it builds", func() bool {
+			return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0] == 1
+		})
 		exec(t, conn, `SELECT count(*) FROM audit_log`)
 		exec(t, reader, `COMMIT`)
 		require.NoError(t, <-ended)

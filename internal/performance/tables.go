@@ -139,7 +139,7 @@ type indexCounts struct {
 }
 
 type indexCount struct {
-	name          string // of the parent index, or its own
+	name          string // of the parent index; of a partition's own (a deferred build) what a parent's would be
 	scans, bytes  int64
 	unique, valid bool
 }
@@ -152,7 +152,7 @@ func countIndexes(ctx context.Context, tx pgx.Tx, now time.Time) (*indexCounts, 
 	}
 	c.reset = utc(reset)
 	rows, err := tx.Query(ctx, `
-		SELECT x.indexrelid, coalesce(parent.relname, own.relname)::text, x.indisunique, x.indisvalid, pg_stat_get_numscans(x.indexrelid),
+		SELECT x.indexrelid, coalesce(parent.relname, CASE WHEN starts_with(own.relname, b.partition_name || '_') THEN 'audit_log' || substr(own.relname, length(b.partition_name) + 1) ELSE own.relname END)::text, x.indisunique, x.indisvalid, pg_stat_get_numscans(x.indexrelid),
 		       coalesce(pg_relation_size(x.indexrelid), 0)
 		FROM audit_log_partition_bounds() b JOIN pg_index x ON x.indrelid = b.relid JOIN pg_class own ON own.oid = x.indexrelid
 		LEFT JOIN pg_inherits i ON i.inhrelid = x.indexrelid LEFT JOIN pg_class parent ON parent.oid = i.inhparent`)

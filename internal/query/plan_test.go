@@ -150,7 +150,7 @@ func (b *planBed) explain(t *testing.T, from, to time.Time) explained {
 		require.NoError(t, json.Unmarshal(text, &plans))
 		e.statements++
 		e.buffers += plans[0].Plan.Hit + plans[0].Plan.Read
-		if plans[0].Plan.Hit+plans[0].Plan.Read > 500 {
+		if plans[0].Plan.Hit+plans[0].Plan.Read > 2500 {
 			if rows, err := b.conn.Query(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, TIMING off) "+s.sql, s.args...); true {
 				require.NoError(t, err)
 				lines, _ := pgx.CollectRows(rows, pgx.RowTo[string])
@@ -328,7 +328,7 @@ func TestPlans15(t *testing.T) {
 func TestPlansLean(t *testing.T) {
 	for _, version := range []int{15, 18} {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
-			b := newPlanBed(t, indexes.Lean, version, 160_000, 12)
+			b := newPlanBed(t, indexes.Lean, version, 400_000, 12)
 			b.testPlans(t)
 		})
 	}
