@@ -1,11 +1,14 @@
 package indexes
 
 import (
+	"errors"
 	"slices"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"auditsink/internal/testkit"
 )
 
 // TestDefinitions: what we say of an index is what Postgres says of it, on audit_log and on a partition, so that it is recognized whatever its name is.
@@ -154,4 +157,38 @@ func TestNames(t *testing.T) {
 		names[i.X] = i.definition()
 		require.LessOrEqual(t, len("audit_log_2026_03_01_"+i.X+"_inherited_idx"), 63, "a name has 63 bytes")
 	}
+}
+
+// TestCreateBesideAnother: what somebody is building is invalid until it is done, and not taken for what an interrupted build left.
+func TestCreateBesideAnother(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := connect(t, db)
+		p := partition(t, conn, 0)
+		reader, other, own := connect(t, db), connect(t, db), connect(t, db)
+		exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
+		ended := make(chan error, 2)
+		go func() {
+			_, err := other.Exec(t.Context(), `CREATE INDEX CONCURRENTLY dbas ON audit_log_2026_03 USING btree (action)`)
+			ended <- err
+		}()
+		waiting := func(event string) func() bool {
+			return func() bool {
+				return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = $1`, event)[0] == 1
+			}
+		}
+		testkit.Eventually(t, patient, "it builds", waiting("virtualxid"))
+		go func() {
+			built, err := Create(t.Context(), own, p, full[3])
+			if err == nil && built {
+				err = errors.New("it was built once more")
+			}
+			ended <- err
+		}()
+		testkit.Eventually(t, patient, "ours waits", waiting("relation"))
+		exec(t, reader, `COMMIT`)
+		require.NoError(t, <-ended)
+		require.NoError(t, <-ended)
+		require.Equal(t, []string{"dbas"}, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index x JOIN pg_class c ON c.oid = indexrelid
+			WHERE indrelid = 'audit_log_2026_03'::regclass AND pg_get_indexdef(indexrelid) LIKE '%(action)' AND NOT c.relispartition`))
+	})
 }

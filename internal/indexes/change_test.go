@@ -138,6 +138,10 @@ func TestChange(t *testing.T) {
 			require.NotEmpty(t, steps)
 			did := run(t, db, to)
 			require.Equal(t, fmt.Sprint(steps), fmt.Sprint(did), "%s to %s", at, to)
+			removes := func(s Step) bool { return s.What == Dropping || s.What == Clearing }
+			for _, s := range did[slices.IndexFunc(did, removes):] {
+				require.True(t, removes(s), "%s: once something was dropped", s)
+			}
 			requireExactly(t, conn, to)
 			require.Empty(t, run(t, db, to))
 			at = to
@@ -168,6 +172,9 @@ func TestChangeMeanwhile(t *testing.T) {
 		require.NoError(t, change.Run(t.Context(), connect(t, db)))
 		require.Greater(t, n, len(steps))
 		requireExactly(t, conn, choices[1])
+		// Between the look and the lock: nothing is built under it.
+		err = Change{To: choices[1], Now: now}.do(t.Context(), conn, Step{What: Creating, Table: "audit_log", Name: "audit_log_action_idx", index: full[3]})
+		require.ErrorIs(t, err, errNotReady)
 	})
 }
 
@@ -230,5 +237,9 @@ func TestChangeBeside(t *testing.T) {
 		exec(t, conn, `CREATE INDEX dbas ON audit_log_2026_04 (archived_at) WHERE archived_at IS NOT NULL`)
 		run(t, db, choices[1])
 		requireExactly(t, conn, choices[1])
+		// One of a profile's definition that isn't to be had is still a DBA's by its name.
+		exec(t, conn, `CREATE INDEX dbas_own ON audit_log_2026_04 (hash); CREATE INDEX dbas_wide ON audit_log (hash)`)
+		run(t, db, choices[3])
+		require.Equal(t, []string{"dbas_own", "dbas_wide"}, collect[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE 'dbas\_%' AND relkind IN ('i', 'I') ORDER BY 1`))
 	})
 }
