@@ -46,7 +46,7 @@ func TestMigrateIndexes(t *testing.T) {
 	require.EqualValues(t, 16, number(t, databaseURL, `SELECT count(*) FROM pg_index WHERE indrelid = 'audit_log'::regclass AND NOT indisprimary`))
 	require.Contains(t, succeed(t, full, "migrate", "indexes", "--execute"), "full, immediate; 0 steps done, 0 left")
 
-	// What is in the way is named, with what was done and what is left.
+	// What is in the way is named.
 	statement(t, databaseURL, `CREATE TABLE audit_log_bloom_idx ()`)
 	code, out, errs := execute(t, lean, "migrate", "indexes", "--build", "deferred", "--execute")
 	require.Equal(t, 0, code, out, errs)
@@ -56,7 +56,7 @@ func TestMigrateIndexes(t *testing.T) {
 	require.Contains(t, errs, "audit_log_bloom_idx")
 	require.NoError(t, json.Unmarshal([]byte(out), &done))
 	require.Equal(t, indexes.Choice{Profile: indexes.Lean, Build: indexes.Immediate}, done.To)
-	require.NotEmpty(t, done.Steps)
+	require.Empty(t, done.Steps, "that is seen before anything is done")
 	require.NotEmpty(t, done.Left)
 	statement(t, databaseURL, `DROP TABLE audit_log_bloom_idx`)
 	require.Contains(t, succeed(t, lean, "migrate", "indexes", "--execute"), "0 left")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"auditsink/internal/failpoint"
 )
@@ -157,21 +158,27 @@ func read(ctx context.Context, db querier, chosen string, args ...any) ([]relati
 	return all, err
 }
 
+// session is a connection or a transaction.
+type session interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
 // of is the quoted name of what is in the table's schema.
 func (r relation) of(name string) string { return pgx.Identifier{r.schema, name}.Sanitize() }
 
 // free sees that nothing has the name that an index is to have. An index of audit_log's index that has it keeps working by another name.
-func (r relation) free(ctx context.Context, conn *pgx.Conn, i Index) error {
+func (r relation) free(ctx context.Context, db session, i Index) error {
 	name := i.Name(r.name)
 	if slices.ContainsFunc(r.indexes, func(p present) bool { return p.Attached && p.Name == name }) {
 		other := i.inherited(r.name)
-		if _, err := conn.Exec(ctx, `ALTER INDEX `+r.of(name)+` RENAME TO `+pgx.Identifier{other}.Sanitize()); err != nil {
+		if _, err := db.Exec(ctx, `ALTER INDEX `+r.of(name)+` RENAME TO `+pgx.Identifier{other}.Sanitize()); err != nil {
 			return fmt.Errorf("rename index %s, which belongs to audit_log's: %w", name, err)
 		}
 		return nil
 	}
 	var what string
-	err := conn.QueryRow(ctx, `
+	err := db.QueryRow(ctx, `
 		SELECT coalesce('an index on ' || (SELECT x.indrelid::regclass FROM pg_index x WHERE x.indexrelid = c.oid) || ' with another definition', 'an object of another kind')
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $1 AND n.nspname = $2`, name, r.schema).Scan(&what)
 	switch {

@@ -214,7 +214,12 @@ func (c Change) next(ctx context.Context, conn *pgx.Conn, begun bool) (*Step, er
 func (c Change) do(ctx context.Context, conn *pgx.Conn, s Step) error {
 	switch s.What {
 	case Choosing:
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return choose(ctx, tx, c.To, "verified") })
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if err := c.unopposed(ctx, tx); err != nil {
+				return err
+			}
+			return choose(ctx, tx, c.To, "verified")
+		})
 	case Building:
 		_, err := Create(ctx, conn, s.Table, s.index)
 		if errors.Is(err, ErrNoTable) {
@@ -238,6 +243,23 @@ func (c Change) do(ctx context.Context, conn *pgx.Conn, s Step) error {
 		_, err := conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+s.sql)
 		return err
 	}
+}
+
+// unopposed sees, before anything is built, that nothing has the name of an index that audit_log is to have.
+func (c Change) unopposed(ctx context.Context, tx pgx.Tx) error {
+	parent, err := look(ctx, tx, "audit_log")
+	if err != nil {
+		return err
+	}
+	for _, i := range c.To.Parent() {
+		if slices.ContainsFunc(parent.indexes, func(p present) bool { return p.ours(parent.name, i) }) || parent.has(i) {
+			continue
+		}
+		if err := parent.free(ctx, tx, i); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // locked does what needs a lock on audit_log and all partitions, unless another choice was made. It waits for the locks for a moment only: all that while, those who come later wait behind it.
@@ -267,9 +289,12 @@ func (c Change) locked(ctx context.Context, conn *pgx.Conn, mode string, do func
 // errNotReady means that a partition came meanwhile, and has rows.
 var errNotReady = errors.New("a partition with rows lacks the index")
 
-// ready sees that audit_log's index will be made of those that its partitions have: what one lacks would be built under lock, which does no harm to an empty one.
+// ready sees that nothing has the index's name, and that audit_log's will be made of those that its partitions have: what one lacks would be built under lock, which does no harm to an empty one.
 func ready(ctx context.Context, tx pgx.Tx, i Index) error {
-	_, tables, err := survey(ctx, tx)
+	parent, tables, err := survey(ctx, tx)
+	if err == nil {
+		err = parent.free(ctx, tx, i)
+	}
 	if err != nil {
 		return err
 	}
