@@ -233,13 +233,13 @@ func TestChangeBeside(t *testing.T) {
 		var taken *NameTakenError
 		require.True(t, errors.As(err, &taken), "%v", err)
 		exec(t, conn, `DROP INDEX audit_log_2026_04_archived_idx`)
-		// Likewise for audit_log's, and also where that comes while the partitions' are built.
+		// A DBA's index of the same definition is taken over.
+		exec(t, conn, `CREATE INDEX dbas ON audit_log_2026_04 (archived_at) WHERE archived_at IS NOT NULL`)
+		// What has the name of audit_log's is in the way as well, and also where that comes while the partitions' are built.
 		exec(t, conn, `CREATE TABLE audit_log_bloom_idx ()`)
 		err = Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), connect(t, db))
 		require.True(t, errors.As(err, &taken), "%v", err)
 		exec(t, conn, `DROP TABLE audit_log_bloom_idx`)
-		// A DBA's index of the same definition is taken over.
-		exec(t, conn, `CREATE INDEX dbas ON audit_log_2026_04 (archived_at) WHERE archived_at IS NOT NULL`)
 		run(t, db, choices[1])
 		requireExactly(t, conn, choices[1])
 		// One of a profile's definition that isn't to be had is still a DBA's by its name.
