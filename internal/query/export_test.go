@@ -1,5 +1,10 @@
 package query
 
+import "time"
+
+// Cut makes the reader begin with other pieces of what has no B-tree on timestamp.
+func (r *Reader) Cut(first time.Duration, events int64) { r.pieces = pieces{first, events} }
+
 // Waiting counts those who wait for a read under way.
 func (c *Cache) Waiting() (n int) {
 	c.flights.mu.Lock()

@@ -31,6 +31,7 @@ type layout struct {
 type partition struct {
 	table    string // quoted as SQL wants it
 	from, to time.Time
+	bare     bool // it has no B-tree on timestamp
 }
 
 // window is a part of a range that one statement asks for.
@@ -39,7 +40,8 @@ type partition struct {
 // would go through the others by time, and throw all away.
 type window struct {
 	from, to time.Time
-	table    string // a table partition of it, empty where there is none
+	// partition is one of the window's, the zero one where there is none.
+	partition partition
 }
 
 // after is what the window has of a position on, the position's instant included. A comparison of rows alone would prune no table partitions.
@@ -68,7 +70,7 @@ func (l *layout) windows(from, to time.Time, ascending bool, size int) []window 
 	var all []window
 	w := window{from: from, to: to}
 	for ; len(within) > size; within = within[size:] {
-		w.table = within[0].table
+		w.partition = within[0]
 		if last := within[size-1]; ascending {
 			w.to = last.to
 			all = append(all, w)
@@ -80,7 +82,7 @@ func (l *layout) windows(from, to time.Time, ascending bool, size int) []window 
 		}
 	}
 	if len(within) > 0 {
-		w.table = within[0].table
+		w.partition = within[0]
 	}
 	return append(all, w)
 }
@@ -91,12 +93,17 @@ func (r *Reader) layoutNow(ctx context.Context) (*layout, error) {
 		return l, nil
 	}
 	l := &layout{at: time.Now()}
-	list := statement{text: `SELECT relid::regclass::text, lower_bound, upper_bound FROM audit_log_partition_bounds() WHERE NOT is_default`}
+	list := statement{text: `
+		SELECT b.relid::regclass::text, b.lower_bound, b.upper_bound, NOT EXISTS (
+			SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = b.relid AND a.attnum = i.indkey[0] AND a.attname = 'timestamp'
+			JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
+			WHERE i.indrelid = b.relid AND i.indisvalid AND i.indpred IS NULL)
+		FROM audit_log_partition_bounds() b WHERE NOT b.is_default`}
 	err := r.watched(ctx, "partitions", func(ctx context.Context, s *session) error {
 		return s.read(ctx, list, func() { l.partitions = nil }, func(rows pgx.Rows) error {
 			p := partition{from: beginning, to: end}
 			var lower, upper *time.Time
-			if err := rows.Scan(&p.table, &lower, &upper); err != nil {
+			if err := rows.Scan(&p.table, &lower, &upper, &p.bare); err != nil {
 				return err
 			}
 			if lower != nil {

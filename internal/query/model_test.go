@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"auditsink/internal/indexes"
 	"auditsink/internal/query"
 )
 
@@ -26,8 +27,11 @@ type row struct {
 
 // newModelBed is a database of few rows in many table partitions, of months and of days, with many of the same instant, also at and beside the borders; every value occurs often
 // enough for any two conditions to have something in common. Each row is in the model too.
-func newModelBed(t *testing.T, version int) (*bed, []row) {
+func newModelBed(t *testing.T, version int, prepare ...func(*bed)) (*bed, []row) {
 	b := newBed(t, version)
+	for _, p := range prepare {
+		p(b)
+	}
 	b.exec(`SELECT create_audit_log_partition('audit_log_m' || to_char(m, 'YYYYMM'), m, m + interval '1 month') FROM generate_series('2022-01-01'::timestamptz, '2023-08-01', '1 month') m`)
 	b.exec(`SELECT create_audit_log_partition('audit_log_d' || to_char(d, 'YYYYMMDD'), d, d + interval '1 day') FROM generate_series('2023-09-01'::timestamptz, '2023-11-30', '1 day') d`)
 	b.exec(`INSERT INTO audit_log (timestamp, principal_id, organization_id, action, status, hash, target_resource_type, target_resource_id, correlation_id, data_classification, retention_policy, archived_at)
@@ -38,6 +42,10 @@ func newModelBed(t *testing.T, version int) (*bed, []row) {
 		       (ARRAY['PHI', 'PUBLIC'])[1 + floor(random() * 2)], (ARRAY['standard', '2555'])[1 + floor(random() * 2)],
 		       CASE WHEN random() < 0.5 THEN t + interval '400 days' END
 		FROM generate_series(1, 1500) i, LATERAL (SELECT '2022-02-01'::timestamptz + interval '17 hours' * (i % 150) * 6 AS t) at WHERE t < '2023-12-01'`)
+	b.exec(`DO $$ DECLARE p record; BEGIN
+		FOR p IN SELECT *, row_number() OVER () AS n FROM audit_log_partition_bounds() WHERE EXISTS (SELECT FROM audit_index_profile WHERE build = 'deferred') LOOP
+			IF p.n % 3 = 0 THEN EXECUTE format('CREATE INDEX ON %s (timestamp)', p.relid::regclass); END IF;
+		END LOOP; END $$`)
 	rows, err := b.pool.Query(t.Context(), `SELECT id, timestamp, coalesce(principal_id, ''), coalesce(organization_id, ''), action, status, hash, coalesce(target_resource_type, ''), target_resource_id,
 		correlation_id, data_classification, retention_policy, archived_at FROM audit_log`)
 	require.NoError(t, err)
@@ -64,11 +72,22 @@ func (r row) chooses(everything bool, organizations []string, f query.Filter) bo
 }
 
 // TestPages: whatever is asked, the pages one after the other are what the rows are that the model chooses, in order; so is an export; and a count is how many they are.
-func TestPages(t *testing.T) {
+func TestPages(t *testing.T) { testPages(t, func(*bed) {}) }
+
+// TestPagesWithDeferredIndexes: as TestPages, however table partitions that have no B-tree on timestamp are cut into pieces. Every third has one, by its day or month.
+func TestPagesWithDeferredIndexes(t *testing.T) {
+	testPages(t, func(b *bed) {
+		choice := indexes.Choice{Profile: indexes.Full, Build: indexes.Deferred}
+		require.NoError(t, pgx.BeginFunc(t.Context(), b.pool, func(tx pgx.Tx) error { return indexes.Choose(t.Context(), tx, choice) }))
+	})
+}
+
+func testPages(t *testing.T, prepare func(*bed)) {
 	for _, version := range []int{15, 18} {
 		t.Run(fmt.Sprintf("postgres%d", version), func(t *testing.T) {
-			b, all := newModelBed(t, version)
+			b, all := newModelBed(t, version, prepare)
 			r := b.reader()
+			deferred := b.number(`SELECT count(*) FROM audit_index_profile WHERE build = 'deferred'`) > 0
 			slices.SortFunc(all, func(x, y row) int { return cmp.Or(x.Timestamp.Compare(y.Timestamp), cmp.Compare(x.ID, y.ID)) })
 			rapid.Check(t, func(t *rapid.T) {
 				everything := rapid.Bool().Draw(t, "everything")
@@ -82,6 +101,10 @@ func TestPages(t *testing.T) {
 				}
 				f := drawFilter(t, all)
 				limit := rapid.SampledFrom([]int{1, 2, 3, 7, 10, 50, 1000}).Draw(t, "limit")
+				if deferred {
+					r.Cut(rapid.SampledFrom([]time.Duration{time.Microsecond, time.Second, 10 * time.Second, time.Hour, 1000 * time.Hour}).Draw(t, "first"),
+						rapid.SampledFrom([]int64{1, 3, 20, 10_000}).Draw(t, "events"))
+				}
 
 				want := []int64{}
 				for _, row := range all {

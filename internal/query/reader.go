@@ -38,6 +38,8 @@ type Reader struct {
 	o     Options
 	known atomic.Pointer[layout]
 	plans plans
+
+	pieces pieces
 }
 
 // New makes a reader on a pool, which should be of its own: ingest must not wait for reads. The caller must call Close before it closes the pool.
@@ -45,7 +47,7 @@ func New(pool *postgres.Pool, o Options) *Reader {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	return &Reader{pool: pool, o: o}
+	return &Reader{pool: pool, o: o, pieces: usualPieces}
 }
 
 // Close waits for what is still being logged, a few seconds at most.
@@ -164,8 +166,17 @@ type chunk struct {
 
 // fill reads events of a window into a chunk until it is full.
 func (s *session) fill(ctx context.Context, c *chunk, q question, w window, after *position) error {
+	w = w.after(after, q.filter.Ascending)
+	if w.partition.bare && w.partition.from.Before(time.Now()) { // one of the future holds little
+		return s.fillByPieces(ctx, c, q, w, after)
+	}
+	return s.fillPiece(ctx, c, q, w, after)
+}
+
+// fillPiece is fill by one statement.
+func (s *session) fillPiece(ctx context.Context, c *chunk, q question, w window, after *position) error {
 	before := *c
-	statement := pageStatement(q, w.after(after, q.filter.Ascending), after, c.limit-len(c.events)+1)
+	statement := pageStatement(q, w, after, c.limit-len(c.events)+1)
 	return s.read(ctx, statement, func() { *c = before }, c.take)
 }
 

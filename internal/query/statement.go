@@ -46,7 +46,7 @@ func (s *statement) where(q question, w window) string {
 
 // inside is the condition of a window.
 func (s *statement) inside(w window) []string {
-	s.table = w.table
+	s.table = w.partition.table
 	return []string{"timestamp >= " + s.arg(w.from, "timestamptz"), "timestamp < " + s.arg(w.to, "timestamptz")}
 }
 
@@ -83,6 +83,14 @@ func countStatement(q question, w window, most int64) statement {
 	var s statement
 	where := s.where(q, w)
 	s.text = fmt.Sprintf("SELECT count(*) FROM (SELECT FROM audit_log WHERE %s LIMIT %s) chosen", where, s.arg(most, "bigint"))
+	return s
+}
+
+// heldStatement counts all events of a window, up to most.
+func heldStatement(w window, most int64) statement {
+	var s statement
+	where := strings.Join(s.inside(w), " AND ")
+	s.text = fmt.Sprintf("SELECT count(*) FROM (SELECT FROM audit_log WHERE %s LIMIT %s) held", where, s.arg(most, "bigint"))
 	return s
 }
 
