@@ -73,9 +73,17 @@ func (r *round) expiring(ctx context.Context) ([]expiring, error) {
 	if err != nil {
 		return nil, err
 	}
+	untold, err := untoldOf(ctx, r.db)
+	if err != nil {
+		return nil, err
+	}
 	var all []expiring
 	for _, w := range ways {
 		if !w.attached || w.Detaching || w.strange || w.state == "verified" || w.From.AddDate(0, 0, r.retention.MinDays).After(b.now) {
+			continue
+		}
+		if untold[w.Name] {
+			r.wait(w.Name, errUnbuilt)
 			continue
 		}
 		v, err := b.judgeSoon(ctx, r.db, w)

@@ -221,8 +221,26 @@ func (b bench) judge(ctx context.Context, db querier, w way) (verdict, error) {
 
 // judgeSoon is judge outside of a transaction. It waits for no lock for long: whoever keeps readers out of a partition (VACUUM FULL by hand, say, or a session
 // that was left open) must hold up neither the others nor the leader.
-func (b bench) judgeSoon(ctx context.Context, db *pgxpool.Pool, w way) (v verdict, err error) {
+func (b bench) judgeSoon(ctx context.Context, db *pgxpool.Pool, w way) (verdict, error) {
+	return b.outlook(ctx, db, w, false)
+}
+
+// outlook is judgeSoon for who only wants to know: a partition that lacks the indexes to judge it by isn't read for that.
+func (b bench) outlook(ctx context.Context, db *pgxpool.Pool, w way, untold bool) (v verdict, err error) {
 	err = transact(ctx, db, func(tx pgx.Tx) error {
+		if untold {
+			some, err := holdsRows(ctx, tx, w.table)
+			if err != nil {
+				return err
+			}
+			if some {
+				v = verdict{Fate: Fate{Bounds: w.Bounds, State: Attached, Why: notTold}, now: b.now}
+				if w.Detaching {
+					v.State = Detaching
+				}
+				return nil
+			}
+		}
 		v, err = b.judge(ctx, tx, w)
 		return err
 	})
@@ -240,13 +258,17 @@ func Outlook(ctx context.Context, db *pgxpool.Pool, now time.Time, r Retention) 
 	if err != nil {
 		return nil, err
 	}
+	untold, err := untoldOf(ctx, db)
+	if err != nil {
+		return nil, err
+	}
 	var all []Fate
 	var locked []error
 	for _, w := range ways {
 		if w.oid == 0 {
 			continue // asked to go, or on its way, and somebody else dropped it
 		}
-		v, err := b.judgeSoon(ctx, db, w)
+		v, err := b.outlook(ctx, db, w, untold[w.Name])
 		switch {
 		case gone(err):
 			continue // since we looked

@@ -42,8 +42,8 @@ func (r *round) markEmpty(ctx context.Context, name, why string) (way, error) {
 		if w, err = lookAt(ctx, tx, name); err != nil || !w.attached || w.Detaching || w.Default || w.strange || w.open() {
 			return err
 		}
-		policies, err := present(ctx, tx, w.table)
-		if err != nil || len(policies) > 0 {
+		some, err := holdsRows(ctx, tx, w.table)
+		if err != nil || some {
 			return err
 		}
 		err = r.recordVerified(ctx, tx, w, 0, map[string]any{"why": why, "removed_empty": true})

@@ -93,6 +93,7 @@ type round struct {
 	term      Term
 	now       time.Time
 	retention Retention
+	untold    map[string]bool // the partitions that lack indexes to judge them by
 	done      []Action
 }
 
@@ -103,6 +104,9 @@ func Retire(ctx context.Context, db *pgxpool.Pool, term Term, now time.Time, ret
 	r := &round{db: db, term: term, now: now, retention: retention}
 	ways, err := look(ctx, db)
 	if err != nil {
+		return nil, err
+	}
+	if r.untold, err = untoldOf(ctx, db); err != nil {
 		return nil, err
 	}
 	// While one detach is pending no other can begin.
@@ -152,6 +156,10 @@ func (r *round) did(name, what string, rows int64, why string) {
 // goOn takes as many steps with a partition as there are to take now. Each begins with a look: it may be that nothing is as it was.
 func (r *round) goOn(ctx context.Context, w way) error {
 	if w.attached && !w.Detaching && !w.open() && !r.mayGo(w) {
+		return nil
+	}
+	if w.attached && !w.Detaching && (!w.open() || w.state == "requested") && r.untold[w.Name] {
+		r.wait(w.Name, errUnbuilt)
 		return nil
 	}
 	const most = 8 // more than any way has; two who undo what the other does must not hold up the round

@@ -43,13 +43,16 @@ const sinceCreated = `id > (SELECT coalesce(max(e.id), 0) FROM audit_partition_e
 // Care is one thing that [Upkeep] did, or had to leave for another round.
 type Care struct {
 	Partition string `json:"partition"` // or audit_log itself
-	Kind      string `json:"kind"`      // settings, analyze or vacuum, as in audit_partition_event; summarize isn't put on record
+	Kind      string `json:"kind"`      // settings, analyze, vacuum or index, as in audit_partition_event; summarize isn't put on record
+	Index     string `json:"index,omitempty"`
 	Left      string `json:"left,omitempty"`
 }
 
 // String describes it for people.
 func (c Care) String() string {
-	did := map[string]string{"settings": "set what autovacuum is to do for", "analyze": "analyze", "vacuum": "vacuum and freeze", "summarize": "summarize the new pages of"}[c.Kind]
+	did := map[string]string{
+		"settings": "set what autovacuum is to do for", "analyze": "analyze", "vacuum": "vacuum and freeze", "summarize": "summarize the new pages of", "index": "build " + c.Index + " on",
+	}[c.Kind]
 	if c.Left != "" {
 		return fmt.Sprintf("left for later: %s %s: %s", did, c.Partition, c.Left)
 	}
