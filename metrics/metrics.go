@@ -51,6 +51,9 @@ type Metrics struct {
 	// TableBytes and IndexBytes are the sizes of all partitions, those in their grace period included; PartitionsDetached counts the latter. The
 	// leader tells them, every other worker 0.
 	TableBytes, IndexBytes, PartitionsDetached prometheus.Gauge
+	// IndexesToBuild counts the deferred indexes that are due; IndexesToBuildSince is since when the first of them has been, in seconds since 1970, 0 where there are none. The
+	// leader tells them, every other worker 0.
+	IndexesToBuild, IndexesToBuildSince prometheus.Gauge
 	// PartitionsDropped counts the partitions that this worker dropped as the leader, RowsExpired the rows that it removed one by one.
 	PartitionsDropped, RowsExpired prometheus.Counter
 	// PartitionsAhead counts the whole intervals after the current one that have partitions, without a hole before them.
@@ -134,6 +137,8 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 		TableBytes:             gauge("table_bytes", "Size of all partitions without their indexes; 0 while this worker doesn't lead."),
 		IndexBytes:             gauge("index_bytes", "Size of the indexes of all partitions; 0 while this worker doesn't lead."),
 		PartitionsDetached:     gauge("partitions_detached", "Partitions detached and not dropped yet; 0 while this worker doesn't lead."),
+		IndexesToBuild:         gauge("indexes_to_build", "Deferred indexes of ended partitions that are due and not built yet; 0 while this worker doesn't lead."),
+		IndexesToBuildSince:    gauge("indexes_to_build_since_timestamp_seconds", "Since when the first deferred index has been due; 0 where none is, and while this worker doesn't lead."),
 		PartitionsDropped:      counter("partitions_dropped_total", "Expired partitions dropped by this worker."),
 		RowsExpired:            counter("rows_expired_total", "Expired rows removed one by one by this worker."),
 		MaintenanceLastSuccess: gauge("maintenance_last_success_timestamp_seconds", "When a leader last finished a round of maintenance without an error, by the database; this worker's start where none ever has."),
@@ -177,7 +182,7 @@ func New[Reason fmt.Stringer](version string, reasons []Reason) *Metrics {
 	}
 	m.registry.MustRegister(m.RecordsConsumed, m.RowsInserted, m.Quarantined, m.Gaps, m.FlushSeconds, m.FlushRows,
 		m.EndToEndSeconds, m.FlushRetries, m.Fenced, m.Rewound, m.LanesOwned, m.LanesHalted, m.BufferedBytes, m.PoolAcquireSeconds,
-		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.PartitionsDropped, m.RowsExpired,
+		m.TablePartitions, m.PartitionsReadyUntil, m.TableBytes, m.IndexBytes, m.PartitionsDetached, m.IndexesToBuild, m.IndexesToBuildSince, m.PartitionsDropped, m.RowsExpired,
 		m.MaintenanceLastSuccess, m.PartitionsAhead, m.KafkaConnectFailures, m.Leader, m.LeaderSince, m.PoolWaiting, m.PoolFailures, m.QueryPoolWaiting, m.QueryPoolFailures, m.QuerySeconds, m.QueryRows, m.QueryFailures, m.SlowQueries,
 		m.QueryAcquireSeconds, m.QueryCacheRequests, m.Optimizations, m.Notifications, m.AlertActive, m.FleetReplicas, m.lagRecords, m.lagSeconds, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

@@ -50,7 +50,7 @@ func TestNames(t *testing.T) {
 	want := []string{
 		"alert_active gauge", "alert_notifications_total counter", "buffered_bytes gauge", "build_info gauge", "consumer_lag_records gauge", "consumer_lag_seconds gauge",
 		"db_pool_acquire_failures_total counter", "db_pool_acquire_seconds histogram", "db_pool_connections gauge", "db_pool_waiting gauge", "end_to_end_latency_seconds histogram", "fenced_total counter",
-		"fleet_replicas gauge", "flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "index_bytes gauge", "kafka_connect_failures_total counter", "lanes_halted gauge",
+		"fleet_replicas gauge", "flush_duration_seconds histogram", "flush_retries_total counter", "flush_rows histogram", "gaps_total counter", "index_bytes gauge", "indexes_to_build gauge", "indexes_to_build_since_timestamp_seconds gauge", "kafka_connect_failures_total counter", "lanes_halted gauge",
 		"lanes_owned gauge", "leader gauge", "leader_since_timestamp_seconds gauge", "maintenance_last_success_timestamp_seconds gauge",
 		"optimizations_total counter", "partitions_ahead gauge", "partitions_detached gauge", "partitions_dropped_total counter", "partitions_ready_until_timestamp_seconds gauge", "quarantined_total counter",
 		"query_acquire_seconds histogram", "query_cache_requests_total counter", "query_duration_seconds histogram", "query_failures_total counter",

@@ -31,6 +31,8 @@ const (
 	stuckAfter = time.Hour
 	// leaderless is how long nobody may lead: much longer than a hand-over takes.
 	leaderless = 5 * time.Minute
+	// unbuiltFor is how long indexes may wait to be built: those of a day are, with all pauses, within hours.
+	unbuiltFor = 24 * time.Hour
 )
 
 // Advice is something about the partitions that somebody should know, and what to do about it.
@@ -66,7 +68,7 @@ func Ahead(now time.Time, existing []Bounds, interval Interval) int {
 func Advise(s Survey, schedule Schedule, enforce bool) []Advice {
 	var all []Advice
 	for _, advise := range []func(Survey, Schedule, bool) []Advice{
-		adviseFuture, adviseCreation, adviseStrangers, adviseLeader, adviseWaysOut, adviseExpired, adviseSizes, adviseStatistics,
+		adviseFuture, adviseCreation, adviseStrangers, adviseLeader, adviseWaysOut, adviseExpired, adviseSizes, adviseStatistics, adviseIndexes,
 	} {
 		all = append(all, advise(s, schedule, enforce)...)
 	}
@@ -308,6 +310,26 @@ func adviseStatistics(s Survey, _ Schedule, _ bool) []Advice {
 		}
 	}
 	return all
+}
+
+// adviseIndexes: does the leader come round to building them?
+func adviseIndexes(s Survey, schedule Schedule, _ bool) []Advice {
+	n, since := s.ToBuild(schedule.IndexGrace)
+	if n == 0 || s.Now.Sub(since) < unbuiltFor {
+		return nil
+	}
+	var which []string
+	for _, p := range s.Stats {
+		if len(p.Unbuilt) > 0 && !p.Ended.Add(schedule.IndexGrace).After(s.Now) {
+			which = append(which, p.Name)
+		}
+	}
+	return []Advice{{
+		Severity: metrics.Warning, Partitions: which,
+		Problem: fmt.Sprintf("%d indexes wait to be built since %s: reads of %s by anything but time are slow, and nothing of it expires", n, stamp(since), strings.Join(which[:min(3, len(which))], ", ")),
+		Remedy: "see in the leader's log what is left for later and why: an old transaction (pg_stat_activity, xact_start), a lock, or a name that is taken; " +
+			"where nothing is, builds are slower than events come in: AUDITSINK_INDEX_PROFILE=lean has fewer",
+	}}
 }
 
 // are is the names, the first ones of many, and the verb that they want.

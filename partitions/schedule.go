@@ -14,10 +14,12 @@ const (
 	Day   Interval = "day"
 )
 
-// Schedule says which partitions there shall be ahead of time: the one of now, and Ahead intervals after it. Without an Interval it is of months.
+// Schedule says which partitions there shall be ahead of time: the one of now, and Ahead intervals after it. Without an Interval it is of months. IndexGrace after their
+// end, those whose indexes are deferred get them.
 type Schedule struct {
-	Interval Interval
-	Ahead    int
+	Interval   Interval
+	Ahead      int
+	IndexGrace time.Duration
 }
 
 // start is the beginning of the interval that t is in.

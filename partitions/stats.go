@@ -38,7 +38,9 @@ type Stat struct {
 	LastVacuumed time.Time `json:"last_vacuumed,omitzero"`
 	FrozenAt     time.Time `json:"frozen_at,omitzero"` // when [Upkeep] froze it, after its interval had ended
 	XIDAge       int64     `json:"xid_age"`            // transactions since its oldest row that isn't frozen
-	Fate         *Fate     `json:"fate,omitempty"`     // when it goes and why, or why not; nil where it couldn't be told
+	Unbuilt      []string  `json:"indexes_to_build,omitempty"`
+	Ended        time.Time `json:"ended_at,omitzero"` // of one that has Unbuilt: the end of its interval, or its creation where that was later
+	Fate         *Fate     `json:"fate,omitempty"`    // when it goes and why, or why not; nil where it couldn't be told
 }
 
 // Leader is who holds the lease, as the database's clock judges it.
@@ -83,6 +85,9 @@ func Inspect(ctx context.Context, db *pgxpool.Pool, now time.Time, retention Ret
 		return Survey{}, err
 	}
 	s.StatsAt = now
+	if err := s.addUnbuilt(ctx, db); err != nil {
+		return Survey{}, err
+	}
 	bounded, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	fates, err := Outlook(bounded, db, now, retention)

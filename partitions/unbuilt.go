@@ -95,3 +95,33 @@ func holdsRows(ctx context.Context, db querier, table string) (bool, error) {
 	}
 	return some, nil
 }
+
+// addUnbuilt tells which indexes the partitions that have ended lack.
+func (s *Survey) addUnbuilt(ctx context.Context, db querier) error {
+	all, err := readUnbuilt(ctx, db)
+	if err != nil {
+		return err
+	}
+	for _, u := range all {
+		i := slices.IndexFunc(s.Stats, func(p Stat) bool { return p.Name == u.Name && p.Phase == PhasePast })
+		if i >= 0 {
+			s.Stats[i].Unbuilt, s.Stats[i].Ended = u.names(), u.ended
+		}
+	}
+	return nil
+}
+
+// ToBuild counts the indexes that are to be built by now, and tells since when the first of them has waited: the grace after the end of its partition's interval; zero where there are none.
+func (s Survey) ToBuild(grace time.Duration) (n int, since time.Time) {
+	for _, p := range s.Stats {
+		due := p.Ended.Add(grace)
+		if len(p.Unbuilt) == 0 || due.After(s.Now) {
+			continue
+		}
+		n += len(p.Unbuilt)
+		if since.IsZero() || due.Before(since) {
+			since = due
+		}
+	}
+	return n, since
+}

@@ -124,6 +124,12 @@ func (w *Watch) sizes() {
 	w.metrics.TableBytes.Set(float64(all.TableBytes))
 	w.metrics.IndexBytes.Set(float64(all.IndexBytes))
 	w.metrics.PartitionsDetached.Set(float64(all.Detached))
+	n, since := w.latest.ToBuild(w.schedule.IndexGrace)
+	w.metrics.IndexesToBuild.Set(float64(n))
+	w.metrics.IndexesToBuildSince.Set(0)
+	if n > 0 {
+		w.metrics.IndexesToBuildSince.Set(float64(since.Unix()))
+	}
 }
 
 // Totals are sums over partitions. Rows are estimates, and those of partitions never analyzed are missing.
@@ -181,6 +187,9 @@ func health(s Survey, schedule Schedule, enforce bool) metrics.Component {
 	if !s.StatsAt.IsZero() {
 		c.Details["totals"] = s.Totals()
 		c.Details["statistics_at"] = stamp(s.StatsAt)
+		if n, since := s.ToBuild(schedule.IndexGrace); n > 0 {
+			c.Details["indexes_to_build"], c.Details["indexes_to_build_since"] = n, stamp(since)
+		}
 		if next := s.NextDrop(); next != nil {
 			c.Details["next_drop"] = map[string]string{"partition": next.Name, "not_before": stamp(next.gone()), "why": next.Why}
 		}

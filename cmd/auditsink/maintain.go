@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"auditsink/config"
 	"auditsink/internal/performance"
@@ -30,6 +31,9 @@ func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch
 	defer func() { <-watched }()
 	maintainer := &maintainer{work: maintenance(cfg, pool), interval: cfg.MaintenanceInterval, watch: watch, cache: cache, optimizer: optimizer, metrics: m, log: log}
 	maintainer.work.Changed = maintainer.invalidate
+	maintainer.builder = partitions.Builder{
+		DB: pool.Pool, Grace: cfg.IndexGrace, Now: time.Now, Every: min(watchInterval, cfg.MaintenanceInterval), Told: maintainer.built,
+	}
 	if err := lease(cfg, watch, m, log).Lead(ctx, pool.Pool, maintainer.lead); err != nil {
 		return fmt.Errorf("maintain the table partitions: %w", err)
 	}
@@ -72,6 +76,7 @@ func lease(cfg config.Config, watch *partitions.Watch, m *metrics.Metrics, log *
 // maintainer is the work of the leader.
 type maintainer struct {
 	work      partitions.Maintenance
+	builder   partitions.Builder
 	interval  time.Duration
 	watch     *partitions.Watch
 	cache     *query.Cache
@@ -82,7 +87,16 @@ type maintainer struct {
 
 // lead makes a round at once and then one every AUDITSINK_MAINTENANCE_INTERVAL, until ctx ends or the term does. A round that fails is made again at
 // its next time: partitions are there for months ahead.
+//
+// Beside the rounds it builds deferred indexes, which takes longer than a round may.
 func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return w.builder.Run(ctx, term) })
+	group.Go(func() error { return w.rounds(ctx, term) })
+	return group.Wait()
+}
+
+func (w *maintainer) rounds(ctx context.Context, term partitions.Term) error {
 	w.invalidate(ctx) // the leader before may have ended between removing rows and telling so
 	tick := time.NewTicker(w.interval)
 	defer tick.Stop()
@@ -149,6 +163,15 @@ func (w *maintainer) tell(did fmt.Stringer) {
 		}
 	}
 	w.log.Log(level, "table partitions maintained", zap.Stringer("did", did))
+}
+
+// built is told of each deferred index.
+func (w *maintainer) built(did partitions.Care, err error) {
+	if err != nil {
+		w.log.Error("deferred indexes can't be built, trying again", zap.Error(postgres.Explain(err)))
+		return
+	}
+	w.tell(did)
 }
 
 // maintenance is the leader's work by the settings.

@@ -19,14 +19,18 @@ func newPartitionsListCommand() *cobra.Command {
 		Use:   "list",
 		Short: "List the partitions with bounds, state, rows and size",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			survey, _, err := inspectPartitions(cmd)
+			survey, cfg, err := inspectPartitions(cmd)
 			if err != nil {
 				return err
 			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), append([]partitions.Stat{}, survey.Stats...))
 			}
-			return printPartitions(cmd.OutOrStdout(), survey.Stats)
+			if err := printPartitions(cmd.OutOrStdout(), survey.Stats); err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(cmd.OutOrStdout(), toBuildText(survey.ToBuild(cfg.IndexGrace)))
+			return err
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -50,6 +54,7 @@ func newPartitionsStatsCommand() *cobra.Command {
 				Partitions: append([]partitions.Stat{}, survey.Stats...), Totals: survey.Totals(), Leader: survey.Leader, NextDrop: survey.NextDrop(),
 				ReadyUntil: partitions.ReadyUntil(survey.Now, survey.Catalog.Partitions), Recommendations: append([]partitions.Advice{}, advice...),
 			}
+			report.ToBuild, report.ToBuildSince = survey.ToBuild(cfg.IndexGrace)
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), report)
 			}
@@ -92,6 +97,8 @@ type partitionsStats struct {
 	ReadyUntil      time.Time           `json:"ready_until"`
 	Leader          partitions.Leader   `json:"leader"`
 	NextDrop        *partitions.Fate    `json:"next_drop,omitempty"`
+	ToBuild         int                 `json:"indexes_to_build"` // deferred ones that are due
+	ToBuildSince    time.Time           `json:"indexes_to_build_since,omitzero"`
 	Recommendations []partitions.Advice `json:"recommendations"`
 }
 
@@ -120,12 +127,23 @@ func (r partitionsStats) print(out io.Writer) error {
 	if r.NextDrop != nil && err == nil {
 		_, err = fmt.Fprintf(out, "the first to go is %s: %s\n", r.NextDrop.Name, r.NextDrop.Why)
 	}
+	if err == nil {
+		_, err = fmt.Fprint(out, toBuildText(r.ToBuild, r.ToBuildSince))
+	}
 	for _, a := range r.Recommendations {
 		if err == nil {
 			_, err = fmt.Fprintf(out, "%s: %s\n", a.Severity, a)
 		}
 	}
 	return err
+}
+
+// toBuildText tells of deferred indexes that are due.
+func toBuildText(n int, since time.Time) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("indexes to be built: %d, the first since %s\n", n, timeText(since))
 }
 
 // boundText is a bound of a partition.

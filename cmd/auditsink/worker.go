@@ -271,7 +271,7 @@ func horizon(cfg config.Config) time.Duration {
 
 // schedule is which partitions there shall be ahead of time.
 func schedule(cfg config.Config) partitions.Schedule {
-	return partitions.Schedule{Interval: partitions.Interval(cfg.PartitionInterval), Ahead: cfg.PartitionAhead}
+	return partitions.Schedule{Interval: partitions.Interval(cfg.PartitionInterval), Ahead: cfg.PartitionAhead, IndexGrace: cfg.IndexGrace}
 }
 
 // owner names this process in audit_lane.
