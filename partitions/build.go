@@ -83,7 +83,9 @@ func (b Builder) Build(ctx context.Context, term Term) error {
 		begun := time.Now()
 		err = s.build(ctx, d)
 		switch {
-		case errors.Is(err, ErrDeposed), ctx.Err() != nil:
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, ErrDeposed):
 			return err
 		case err != nil:
 			failed = append(failed, fmt.Errorf("build index %s: %w", d.Index, err))
@@ -145,7 +147,7 @@ func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	s := &building{upkeep{session: session, term: term}}
-	if err = s.prepare(ctx); err == nil && !s.pooled {
+	if err = s.prepare(ctx); err == nil && !s.pooled { // through a pooler it builds all the same: a partition that never gets its indexes is worse than a build with the server's settings
 		_, err = session.Exec(ctx, `SET lock_timeout = '`+buildWait+`'; SET max_parallel_maintenance_workers = 0`)
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package partitions
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -14,6 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"auditsink/internal/indexes"
+	"auditsink/internal/testkit"
+	"auditsink/metrics"
 )
 
 // deferIndexes makes the database build a profile's indexes later.
@@ -143,7 +146,7 @@ func slowly(t *testing.T, db string, timestamp string) (release func()) {
 	return func() { exec(t, conn, `COMMIT`) }
 }
 
-// building waits until the server builds an index, and returns its process.
+// awaitBuild waits until the server builds an index, and returns its process.
 func awaitBuild(t *testing.T, db querier) int32 {
 	t.Helper()
 	var pids []int32
@@ -176,7 +179,9 @@ func TestBuildInterrupted(t *testing.T) {
 				var group errgroup.Group
 				group.Go(func() error { return b.Build(ctx, term) })
 				interrupt(t, pool, awaitBuild(t, pool), func() { cancel(ErrDeposed) })
-				require.Error(t, group.Wait())
+				err := group.Wait()
+				require.Error(t, err)
+				require.Equal(t, ctx.Err() != nil, errors.Is(err, ErrDeposed))
 				require.Eventually(t, func() bool { // nobody goes on with it
 					return column[int64](t, pool, `SELECT count(*) FROM pg_stat_progress_create_index`)[0] == 0
 				}, time.Minute, 5*time.Millisecond)
@@ -184,7 +189,8 @@ func TestBuildInterrupted(t *testing.T) {
 				require.Equal(t, []string{"verified"}, column[string](t, pool, `SELECT state FROM audit_partition_event WHERE kind = 'index'`))
 				release()
 
-				b, told := builder(pool, "2026-11-01", time.Hour)
+				var told *built
+				b, told = builder(pool, "2026-11-01", time.Hour)
 				require.NoError(t, b.Build(t.Context(), takeTerm(t, pool, "you")))
 				require.Len(t, told.take(), len(choice.Later()))
 				require.Equal(t, []int64{0}, column[int64](t, pool, invalid))
@@ -352,5 +358,62 @@ func TestUnbuiltIsNotRead(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, fates[0].Why, "policy minimal")
 		require.False(t, fates[0].Due.IsZero())
+	})
+}
+
+// TestBuildThroughAPooler: behind a pooler in transaction mode all is built, and others' sessions stay as they were.
+func TestBuildThroughAPooler(t *testing.T) {
+	for _, version := range []int{15, 18} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			db := testkit.Postgres(t, version)
+			pool := openMigrated(t, db)
+			choice := deferIndexes(t, pool, indexes.Lean)
+			history(t, pool, Day, "2026-10-01")
+			pooled := open(t, testkit.OwnPgBouncer(t, db), "default_query_exec_mode", "exec")
+			b, told := builder(pooled, "2026-11-01", time.Hour)
+			require.NoError(t, b.Build(t.Context(), takeTerm(t, pool, "me")))
+			require.Len(t, told.take(), len(choice.Later()))
+			require.Equal(t, []string{"0"}, column[string](t, pooled, `SELECT setting FROM pg_settings WHERE name = 'lock_timeout'`))
+		})
+	}
+}
+
+// TestToBuildIsTold: metrics and health tell what is due and since when, and advise where it waits for more than a day; a partition that hasn't ended, or whose grace lasts, isn't waited for.
+func TestToBuildIsTold(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db)
+		choice := deferIndexes(t, pool, indexes.Lean)
+		history(t, pool, Day, "2026-10-01", "2026-10-02", "2026-10-03")
+		schedule := Schedule{Interval: Day, IndexGrace: 2 * time.Hour}
+		for now, want := range map[string]struct {
+			n       int
+			since   string
+			advised bool
+		}{
+			"2026-10-02T01:59:59Z": {0, "", false},
+			"2026-10-02T02:00:00Z": {len(choice.Later()), "2026-10-02T02:00:00Z", false},
+			"2026-10-03T01:59:59Z": {len(choice.Later()), "2026-10-02T02:00:00Z", false},
+			"2026-10-03T02:00:00Z": {2 * len(choice.Later()), "2026-10-02T02:00:00Z", true},
+		} {
+			s, err := Inspect(t.Context(), pool, at(now), Retention{})
+			require.NoError(t, err)
+			n, since := s.ToBuild(schedule.IndexGrace)
+			require.Equal(t, want.n, n, now)
+			require.Equal(t, at(want.since), since, now)
+			advice := adviseIndexes(s, schedule, true)
+			require.Equal(t, want.advised, len(advice) == 1, now)
+			if want.advised {
+				require.Equal(t, []string{"audit_log_2026_10_01", "audit_log_2026_10_02"}, advice[0].Partitions)
+			}
+			m := metrics.New("v1", []time.Duration{})
+			w := NewWatch(pool, m, schedule, Retention{})
+			require.NoError(t, w.PublishStatistics(t.Context(), at(now)))
+			c := health(w.latest, schedule, true)
+			require.Equal(t, want.n > 0, c.Details["indexes_to_build"] == want.n, now)
+			require.InDelta(t, want.n, gauge(t, m, "indexes_to_build"), 0)
+			if want.n > 0 {
+				require.InDelta(t, at(want.since).Unix(), gauge(t, m, "indexes_to_build_since_timestamp_seconds"), 0)
+			}
+		}
 	})
 }
