@@ -273,6 +273,16 @@ func measure(t *testing.T, db string) map[string]locked {
 			require.NoError(t, holder.Rollback(t.Context()))
 		}
 	}))
+	writer := begin(t, pool)
+	exec(t, writer, `INSERT INTO audit_log (timestamp, action, status) VALUES ('2025-11-07 00:00+00', 'a', 'success')`)
+	looks := 0
+	steps["build a deferred index (CONCURRENTLY)"] = meanwhile(t, db, `SELECT`, `CREATE INDEX CONCURRENTLY built ON audit_log_2025_11 (recorded_at)`, func(bool) {
+		if looks < 10 && column[bool](t, writer, `SELECT EXISTS (SELECT FROM pg_stat_progress_create_index)`)[0] {
+			if looks++; looks == 10 {
+				require.NoError(t, writer.Rollback(t.Context()))
+			}
+		}
+	})
 	// A reader of audit_log keeps the detach in its first part, and one of the partition itself in its second.
 	first, second := begin(t, pool), begin(t, pool)
 	exec(t, first, `SELECT FROM audit_log LIMIT 1`)
