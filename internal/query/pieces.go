@@ -17,14 +17,14 @@ type pieces struct {
 }
 
 const (
-	// pieceGrows is by how much each piece may be larger than the one before. What matches rarely is then found by few statements, which each read the BRIN.
+	// pieceGrows is by how much each piece may be longer than the one before, and hold more events than were passed over before it. What matches rarely is then found by few statements, which each read the BRIN.
 	pieceGrows = 4
 	// longestPiece is the length from which a piece is all that remains.
 	longestPiece = 365 * 24 * time.Hour
 )
 
 // usualPieces: at 10,000 events/s the first one holds 100,000, which the server sorts for a page in a tenth of a second.
-var usualPieces = pieces{first: 10 * time.Second, events: 10_000}
+var usualPieces = pieces{first: 10 * time.Second, events: 2_000}
 
 // start is where a window is begun to be read in pieces: where the table partition begins, and newest first not later than now, for what is later is nothing or little.
 func (w window) start(ascending bool, now time.Time) time.Time {
@@ -77,21 +77,21 @@ func later(a, b time.Time) time.Time {
 func (s *session) fillByPieces(ctx context.Context, c *chunk, q question, w window, after *position) error {
 	ascending := q.filter.Ascending
 	start := w.start(ascending, time.Now().Truncate(time.Microsecond)) // as the database keeps it
-	size, events := s.r.pieces.first, s.r.pieces.events
+	size, passed := s.r.pieces.first, int64(0)
 	for first := true; !w.empty() && c.next == nil; first = false {
-		piece, some := w.near(ascending, start, size), true
+		piece, held := w.near(ascending, start, size), int64(1)
 		if !first {
 			var err error
-			if piece, some, size, err = s.fit(ctx, w, ascending, start, size, events); err != nil {
+			if piece, held, size, err = s.fit(ctx, w, ascending, start, size, max(s.r.pieces.events, pieceGrows*passed)); err != nil {
 				return err
 			}
 		}
-		if some {
+		if held > 0 {
 			if err := s.fillPiece(ctx, c, q, piece, after); err != nil {
 				return err
 			}
-			events *= pieceGrows // what is read next is in proportion to what was read in vain
 		}
+		passed += held
 		w = w.beyond(ascending, piece)
 		start = w.start(ascending, w.to)
 		size *= pieceGrows
@@ -99,14 +99,13 @@ func (s *session) fillByPieces(ctx context.Context, c *chunk, q question, w wind
 	return nil
 }
 
-// fit makes the next piece small enough to hold at most so many events, unless it is of the least length. some tells whether it holds any.
-func (s *session) fit(ctx context.Context, w window, ascending bool, start time.Time, size time.Duration, events int64) (piece window, some bool, fitting time.Duration, err error) {
+// fit makes the next piece small enough to hold at most so many events, unless it is of the least length. It returns its size, and how many events it holds as far as they were counted.
+func (s *session) fit(ctx context.Context, w window, ascending bool, start time.Time, size time.Duration, events int64) (piece window, held int64, fitting time.Duration, err error) {
 	for ; ; size /= pieceGrows {
 		piece = w.near(ascending, start, size)
-		var held int64
 		err := s.read(ctx, heldStatement(piece, events+1), func() {}, func(rows pgx.Rows) error { return rows.Scan(&held) })
 		if err != nil || held <= events || size <= s.r.pieces.first {
-			return piece, held > 0, size, err
+			return piece, held, size, err
 		}
 	}
 }

@@ -47,20 +47,23 @@ func newHotBed(t testing.TB, version, rows int, quiet time.Duration) *hotBed {
 	t.Cleanup(func() { require.NoError(t, b.conn.Close(context.WithoutCancel(t.Context()))) })
 	choice := indexes.Choice{Profile: indexes.Full, Build: indexes.Deferred}
 	require.NoError(t, pgx.BeginFunc(t.Context(), b.conn, func(tx pgx.Tx) error { return indexes.Choose(t.Context(), tx, choice) }))
-	for _, do := range []struct {
-		sql  string
-		args []any
-	}{
-		{`SELECT create_audit_log_partition('audit_log_hot', $1, $2)`, []any{b.now.Add(-24 * time.Hour), b.now.Add(24 * time.Hour)}},
-		{`INSERT INTO audit_log (timestamp, principal_id, organization_id, action, status, hash, correlation_id, retention_policy, details)
-			SELECT $1::timestamptz - $2::float8 * interval '1 second' * i / $3::int, 'user-' || i % 997, 'org-' || i % 11, 'data.read', CASE WHEN i % 10 = 0 THEN 'failure' ELSE 'success' END,
-			       md5(i::text) || md5(i::text), 'corr-' || i / 3, 'standard', jsonb_build_object('more', repeat('x', 60)) FROM generate_series($3::int - 1, 0, -1) i`,
-			[]any{b.now.Add(-quiet), (23*time.Hour - quiet).Seconds(), rows}},
-		{`SELECT brin_summarize_new_values('audit_log_hot_timestamp_brin_idx')`, nil},
-	} {
-		_, err := b.conn.Exec(t.Context(), do.sql, do.args...)
-		require.NoError(t, err, do.sql)
+	exec := func(sql string, args ...any) {
+		_, err := b.conn.Exec(t.Context(), sql, args...)
+		require.NoError(t, err, sql)
 	}
+	exec(`SELECT create_audit_log_partition('audit_log_hot', $1, $2)`, b.now.Add(-24*time.Hour), b.now.Add(24*time.Hour))
+	insert := func(from, till int) { // in steps back from the newest
+		exec(`
+			INSERT INTO audit_log (timestamp, principal_id, organization_id, action, status, hash, correlation_id, retention_policy, details)
+			SELECT $1::timestamptz - $2::float8 * interval '1 second' * i / $3::int, 'user-' || i % 997, 'org-' || i % 11, 'data.read', CASE WHEN i % 10 = 0 THEN 'failure' ELSE 'success' END,
+			       md5(i::text) || md5(i::text), 'corr-' || i / 3, 'standard', jsonb_build_object('more', repeat('x', 60)) FROM generate_series($4::int - 1, $5::int, -1) i`,
+			b.now.Add(-quiet), (23*time.Hour - quiet).Seconds(), rows, from, till)
+	}
+	// Autovacuum analyzes after each twentieth. Without statistics the planner doesn't know that the BRIN leads to few blocks, and reads all of the primary key.
+	insert(rows, rows/20)
+	exec(`ANALYZE audit_log_hot`)
+	insert(rows/20, 0)
+	exec(`SELECT brin_summarize_new_values('audit_log_hot_timestamp_brin_idx')`)
 	require.NoError(t, b.conn.QueryRow(t.Context(), `SELECT pg_relation_size('audit_log_hot') / 8192`).Scan(&b.blocks))
 	cfg, err := pgxpool.ParseConfig(url)
 	require.NoError(t, err)
@@ -90,12 +93,17 @@ func (b *hotBed) buffers(t *testing.T) (blocks, statements int) {
 		require.NoError(t, json.Unmarshal(text, &plans))
 		blocks += plans[0].Plan.Hit + plans[0].Plan.Read
 		statements++
+		plans[0].Plan.walk(func(n node) {
+			if n.Index != "" {
+				require.Equal(t, "audit_log_hot_timestamp_brin_idx", n.Index, "%s", text)
+			}
+		})
 	}
 	return blocks, statements
 }
 
 // TestHotPartition: pages of a table partition that has no more than a BRIN read a small part of it, from either end, after a cursor, where nothing was stored for hours, and with a
-// filter; one that matches next to nothing reads it, but not much more than once.
+// filter; one that matches next to nothing reads it about twice, for what a piece holds is counted first.
 func TestHotPartition(t *testing.T) {
 	for _, version := range []int{15, 18} {
 		for _, quiet := range []time.Duration{0, 7 * time.Hour} {
@@ -107,9 +115,9 @@ func TestHotPartition(t *testing.T) {
 					most  float64 // of the table
 					found int
 				}{
-					{"newest", func(*query.Filter) {}, 0.06, 100},
-					{"oldest", func(f *query.Filter) { f.Ascending = true }, 0.06, 100},
-					{"newest failures", func(f *query.Filter) { f.Status = "failure" }, 0.15, 100},
+					{"newest", func(*query.Filter) {}, 0.2, 100},
+					{"oldest", func(f *query.Filter) { f.Ascending = true }, 0.2, 100},
+					{"newest failures", func(f *query.Filter) { f.Status = "failure" }, 0.4, 100},
 					{"newest of a principal", func(f *query.Filter) { f.PrincipalID = "user-77" }, 2.5, 100},
 					{"three in all", func(f *query.Filter) { f.CorrelationID = "corr-20000" }, 2.5, 3},
 				} {
