@@ -138,7 +138,7 @@ func TestBuildImmediate(t *testing.T) {
 }
 
 // slowly makes the next builds of the partition wait for an open writer until it is released.
-func slowly(t *testing.T, db string, timestamp string) (release func()) {
+func slowly(t *testing.T, db, timestamp string) (release func()) {
 	t.Helper()
 	conn := dial(t, db)
 	exec(t, conn, `BEGIN`)

@@ -29,7 +29,7 @@ func (b *bench) closeGate(ctx context.Context, topic string, lanes int) (*gate, 
 		return nil, fmt.Errorf("begin a transaction: %w", errors.Join(err, g.close(ctx)))
 	}
 	for lane := range lanes {
-		rec := &kgo.Record{Topic: topic, Partition: int32(lane)} //nolint:gosec // a small number
+		rec := &kgo.Record{Topic: topic, Partition: int32(lane)}
 		if err := client.ProduceSync(ctx, rec).FirstErr(); err != nil {
 			return nil, fmt.Errorf("begin lane %d of topic %s: %w", lane, topic, errors.Join(err, g.close(ctx)))
 		}
