@@ -49,8 +49,8 @@ func lease(cfg config.Config, watch *partitions.Watch, m *metrics.Metrics, log *
 		Duration: cfg.LeaderLease,
 		Holder:   owner(),
 		Began: func(term partitions.Term) {
+			m.LeaderSince.Set(float64(term.Since.Unix())) // first, so that a scrape between the two sees no leader since 1970
 			m.Leader.Set(1)
-			m.LeaderSince.Set(float64(term.Since.Unix()))
 			log.Info("leading: this worker maintains the table partitions", about(term)...)
 		},
 		Ended: func(term partitions.Term, err error) {

@@ -42,11 +42,11 @@ func electorate(t *testing.T, databaseURL string, n int32, more settings) (worke
 func leading(t *testing.T, workers []*process) (all []*process) {
 	t.Helper()
 	for _, w := range workers {
-		if w.metric(t, "leader") == 1 {
+		if leads := w.metric(t, "leader"); leads == 1 {
 			require.InDelta(t, time.Now().Unix(), w.metric(t, "leader_since_timestamp_seconds"), patience.Seconds())
 			all = append(all, w)
 		} else {
-			require.Zero(t, w.metric(t, "leader"))
+			require.Zero(t, leads)
 		}
 	}
 	return all

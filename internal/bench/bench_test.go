@@ -405,7 +405,7 @@ func TestParse(t *testing.T) {
 		{"-growth-events", "39"},
 		{"-curve-lanes", "4,"},
 		{"-curve-partitions", "0"},
-		{"-curve-workers", "1,5"},
+		{"-scenarios", "workers", "-curve-workers", "1,5"},
 		{"-draw", "figures.json"},
 	} {
 		_, err := parse(args)

@@ -187,7 +187,7 @@ func parse(args []string) (options, error) {
 	if o.connections < 1 || min(o.growth.events, o.growth.slice) < 10*o.lanes {
 		return o, errors.New("-connections must be positive, -growth-events and -growth-slice ten times -lanes")
 	}
-	if slices.Max(o.curves.workers) > o.lanes {
+	if slices.Contains(o.scenarios, workersCurve) && slices.Max(o.curves.workers) > o.lanes {
 		return o, errors.New("-curve-workers must not exceed -lanes")
 	}
 	if o.draw != "" && o.out == "" {
