@@ -112,7 +112,7 @@ func (c *conversion) nextMonth(ctx context.Context) (*month, error) {
 		}
 		if err == nil {
 			err = statements(ctx, tx, `SELECT CASE WHEN k.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass) ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', i.indrelid::regclass, k.conname) END
-				FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid WHERE i.indrelid = $1::text::regclass`, m.relation())
+				FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid WHERE i.indrelid = $1::text::regclass`, m.relation())
 		}
 		if err == nil {
 			_, err = tx.Exec(ctx, `INSERT INTO audit_convert.convert_month (lower, upper, name, last_timestamp, last_id) VALUES ($1, $2, $3, $4, $5)`, m.lower, m.upper, m.name, m.lastAt, m.lastID)
@@ -144,12 +144,13 @@ func (c *conversion) copyMonth(ctx context.Context, m *month) error {
 	}
 	hit("vacuumed")
 	err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
-		// Indexes like the parent's are adopted by ATTACH; unnamed ones get the names that LIKE would have given.
+		// Indexes like the parent's are adopted by ATTACH, and have the names that create_audit_log_partition() gives.
 		err := statements(ctx, tx, `
-			SELECT CASE WHEN k.oid IS NULL THEN regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX .* ON ONLY \S+ USING ', 'CREATE \1INDEX ON ' || $1::text || ' USING ')
+			SELECT CASE WHEN k.oid IS NULL THEN regexp_replace(pg_get_indexdef(i.indexrelid), '^CREATE (UNIQUE )?INDEX .* ON ONLY \S+ USING ',
+			                'CREATE \1INDEX ' || quote_ident($2::text || substr(c.relname, length('audit_log') + 1)) || ' ON ' || $1::text || ' USING ')
 			            ELSE format('ALTER TABLE %s ADD %s', $1::text, pg_get_constraintdef(k.oid)) END
-			FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
-			WHERE i.indrelid = 'audit_convert.audit_log'::regclass ORDER BY i.indexrelid`, m.relation())
+			FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
+			WHERE i.indrelid = 'audit_convert.audit_log'::regclass ORDER BY i.indexrelid`, m.relation(), m.name)
 		if err != nil {
 			return fmt.Errorf("index: %w", err)
 		}
