@@ -36,12 +36,17 @@ BEGIN
     -- LIKE names the copies after their columns. They are named as those of audit_log instead, since a deferred build gives a partition a B-tree on timestamp beside the BRIN, and
     -- since indexes are dropped by definition and name. The BRIN goes first: the copy's name may be that of the B-tree.
     FOR entry IN
-        SELECT k.indexrelid::regclass AS copy, partition_name || substr(i.relname, length('audit_log') + 1) AS name
-        FROM pg_index k JOIN pg_class c ON c.oid = k.indexrelid JOIN pg_am a ON a.oid = c.relam
-        JOIN pg_index x ON x.indrelid = parent.oid AND NOT x.indisunique JOIN pg_class i ON i.oid = x.indexrelid AND i.relname LIKE 'audit\_log\_%'
-        WHERE k.indrelid = child::regclass AND NOT k.indisunique
-          AND substring(pg_get_indexdef(k.indexrelid) FROM ' USING .*') = substring(pg_get_indexdef(x.indexrelid) FROM ' USING .*')
-          AND c.relname <> partition_name || substr(i.relname, length('audit_log') + 1)
+        WITH parents AS MATERIALIZED (
+            SELECT partition_name || substr(i.relname, length('audit_log') + 1) AS name, substring(pg_get_indexdef(i.oid) FROM ' USING .*') AS definition
+            FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+            WHERE x.indrelid = parent.oid AND NOT x.indisunique AND i.relname LIKE 'audit\_log\_%'
+        ), copies AS MATERIALIZED (
+            SELECT c.oid, c.relname, c.relam, substring(pg_get_indexdef(c.oid) FROM ' USING .*') AS definition
+            FROM pg_index k JOIN pg_class c ON c.oid = k.indexrelid
+            WHERE k.indrelid = child::regclass AND NOT k.indisunique
+        )
+        SELECT copies.oid::regclass AS copy, parents.name FROM copies JOIN parents USING (definition) JOIN pg_am a ON a.oid = copies.relam
+        WHERE copies.relname <> parents.name
         ORDER BY a.amname <> 'brin'
     LOOP
         CONTINUE WHEN to_regclass(format('%s.%I', parent.relnamespace::regnamespace, entry.name)) IS NOT NULL;

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -191,20 +192,49 @@ func (r relation) free(ctx context.Context, db session, i Index) error {
 	}
 }
 
-// dropLeftover drops an invalid index of the table. One that somebody is building is invalid as well: they hold a lock until it is done, so what is still invalid when we have got that lock is nobody's.
+// dropLeftover drops an invalid index of the table. One that somebody is building is invalid as well: they hold a lock until it is done, so what is still invalid when we have got that lock is nobody's,
+// unless the transaction that made it valid was about to end: a build gives up its lock before that (DefineIndex in PostgreSQL's src/backend/commands/indexcmds.c). So those that were under way then are waited for.
 func (r relation) dropLeftover(ctx context.Context, conn *pgx.Conn, name string) error {
+	const invalid = `SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE NOT x.indisvalid AND c.relname = $1 AND n.nspname = $2)`
 	var left bool
+	var snapshot string
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `LOCK TABLE `+r.quoted+` IN SHARE UPDATE EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		return tx.QueryRow(ctx, `
-			SELECT EXISTS (SELECT FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE NOT x.indisvalid AND c.relname = $1 AND n.nspname = $2)`, name, r.schema).Scan(&left)
+		return tx.QueryRow(ctx, invalid+`, pg_current_snapshot()::text`, name, r.schema).Scan(&left, &snapshot)
 	})
 	if err != nil || !left {
+		return err
+	}
+	if err := outlast(ctx, conn, snapshot); err != nil {
+		return err
+	}
+	if err := conn.QueryRow(ctx, invalid, name, r.schema).Scan(&left); err != nil || !left {
 		return err
 	}
 	_, err = conn.Exec(ctx, `DROP INDEX CONCURRENTLY IF EXISTS `+r.of(name))
 	return err
 }
+
+// outlast waits until the transactions have ended that were under way in a snapshot, ten minutes at most.
+func outlast(ctx context.Context, conn *pgx.Conn, snapshot string) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		var some bool
+		err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_snapshot_xip($1::text::pg_snapshot) x WHERE pg_xact_status(x) = 'in progress')`, snapshot).Scan(&some)
+		switch {
+		case err != nil:
+			return struct{}{}, backoff.Permanent(fmt.Errorf("wait for the transactions under way: %w", err))
+		case some:
+			return struct{}{}, errUnderWay
+		}
+		return struct{}{}, nil
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
+	return err
+}
+
+// errUnderWay means that one of them may be about to finish an index.
+var errUnderWay = errors.New("a transaction that writes has lasted for ten minutes, and may be about to finish the index: end it (pg_stat_activity)")
