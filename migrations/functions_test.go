@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"auditsink/internal/testkit"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 )
@@ -39,11 +41,11 @@ func TestCreatePartitionsInAnyTimeZone(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		for _, zone := range []string{"Pacific/Kiritimati", "Pacific/Pago_Pago", "Asia/Kolkata"} {
 			t.Run(zone, func(t *testing.T) {
-				conn := connect(t, migrated(t, version))
-				exec(t, conn, `SET timezone = '`+zone+`'; SET datestyle = 'SQL, DMY'`)
-				names := column[string](t, conn, `SELECT create_audit_log_partitions()`)
+				conn := testkit.Connect(t, migrated(t, version))
+				testkit.Exec(t, conn, `SET timezone = '`+zone+`'; SET datestyle = 'SQL, DMY'`)
+				names := testkit.Column[string](t, conn, `SELECT create_audit_log_partitions()`)
 				// The database's clock decides: recorded_at is that transaction's now().
-				start := column[time.Time](t, conn, `SELECT recorded_at FROM audit_partition_event LIMIT 1`)[0].UTC()
+				start := testkit.Column[time.Time](t, conn, `SELECT recorded_at FROM audit_partition_event LIMIT 1`)[0].UTC()
 
 				month := time.Date(start.Year(), start.Month(), 1, 0, 0, 0, 0, time.UTC)
 				var want []bound
@@ -57,7 +59,7 @@ func TestCreatePartitionsInAnyTimeZone(t *testing.T) {
 				require.Equal(t, wantNames, names)
 				require.Equal(t, want, bounds(t, conn))
 
-				require.Empty(t, column[string](t, conn, `SELECT create_audit_log_partitions()`), "once is enough")
+				require.Empty(t, testkit.Column[string](t, conn, `SELECT create_audit_log_partitions()`), "once is enough")
 				require.Equal(t, want, bounds(t, conn))
 			})
 		}
@@ -65,22 +67,22 @@ func TestCreatePartitionsInAnyTimeZone(t *testing.T) {
 }
 
 func TestCreatePartitionsLeavesCoveredMonthsAlone(t *testing.T) {
-	conn := connect(t, migrated(t, 15))
-	exec(t, conn, `CREATE TABLE odd PARTITION OF audit_log FOR VALUES FROM (MINVALUE) TO ('2400-01-01 00:00+00')`)
-	require.Empty(t, column[string](t, conn, `SELECT create_audit_log_partitions()`))
-	exec(t, conn, `DROP TABLE odd; CREATE TABLE odd PARTITION OF audit_log FOR VALUES FROM ('2000-01-01 00:00+00') TO (MAXVALUE)`)
-	require.Empty(t, column[string](t, conn, `SELECT create_audit_log_partitions()`))
+	conn := testkit.Connect(t, migrated(t, 15))
+	testkit.Exec(t, conn, `CREATE TABLE odd PARTITION OF audit_log FOR VALUES FROM (MINVALUE) TO ('2400-01-01 00:00+00')`)
+	require.Empty(t, testkit.Column[string](t, conn, `SELECT create_audit_log_partitions()`))
+	testkit.Exec(t, conn, `DROP TABLE odd; CREATE TABLE odd PARTITION OF audit_log FOR VALUES FROM ('2000-01-01 00:00+00') TO (MAXVALUE)`)
+	require.Empty(t, testkit.Column[string](t, conn, `SELECT create_audit_log_partitions()`))
 }
 
 func TestBoundsComeFromTheCatalog(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
-		conn := connect(t, migrated(t, version))
-		exec(t, conn, `
+		conn := testkit.Connect(t, migrated(t, version))
+		testkit.Exec(t, conn, `
 			CREATE TABLE audit_log_1999_01 PARTITION OF audit_log FOR VALUES FROM (MINVALUE) TO ('2020-02-29 09:30:00.000001+00');
 			CREATE TABLE "Odd ""name""" PARTITION OF audit_log FOR VALUES FROM ('2020-03-01 00:00+14') TO ('2020-04-01 00:00+00');
 			CREATE TABLE last PARTITION OF audit_log FOR VALUES FROM ('2030-01-01 00:00+00') TO ('infinity');
 			CREATE TABLE rest PARTITION OF audit_log DEFAULT`)
-		exec(t, conn, `SET timezone = 'Asia/Kolkata'; SET datestyle = 'ISO, DMY'`)
+		testkit.Exec(t, conn, `SET timezone = 'Asia/Kolkata'; SET datestyle = 'ISO, DMY'`)
 		require.ElementsMatch(t, []bound{
 			{Name: "audit_log_1999_01", To: "2020-02-29 09:30:00.000001"},
 			{Name: `Odd "name"`, From: "2020-02-29 10:00:00.000000", To: "2020-04-01 00:00:00.000000"},
@@ -92,24 +94,24 @@ func TestBoundsComeFromTheCatalog(t *testing.T) {
 
 func TestPartitionStats(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
-		conn := connect(t, migrated(t, version))
-		exec(t, conn, `SELECT create_audit_log_partition('audit_log_2020_01', '2020-01-01 00:00+00', '2020-02-01 00:00+00')`)
-		exec(t, conn, `INSERT INTO audit_log (timestamp, action, status)
+		conn := testkit.Connect(t, migrated(t, version))
+		testkit.Exec(t, conn, `SELECT create_audit_log_partition('audit_log_2020_01', '2020-01-01 00:00+00', '2020-02-01 00:00+00')`)
+		testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status)
 			SELECT '2020-01-15 00:00+00', 'a', 'success' FROM generate_series(1, 500)`)
 		stats := `SELECT concat_ws(' ', partition_name, coalesce(record_count::text, 'unknown'), size_bytes = pg_total_relation_size('audit_log_2020_01'),
 			size_bytes > index_bytes, size_pretty = pg_size_pretty(size_bytes), lower_bound AT TIME ZONE 'UTC', upper_bound AT TIME ZONE 'UTC')
 			FROM get_audit_partition_stats()`
-		require.Equal(t, []string{"audit_log_2020_01 unknown t t t 2020-01-01 00:00:00 2020-02-01 00:00:00"}, column[string](t, conn, stats))
-		exec(t, conn, `ANALYZE audit_log_2020_01`)
-		require.Equal(t, []string{"audit_log_2020_01 500 t t t 2020-01-01 00:00:00 2020-02-01 00:00:00"}, column[string](t, conn, stats))
+		require.Equal(t, []string{"audit_log_2020_01 unknown t t t 2020-01-01 00:00:00 2020-02-01 00:00:00"}, testkit.Column[string](t, conn, stats))
+		testkit.Exec(t, conn, `ANALYZE audit_log_2020_01`)
+		require.Equal(t, []string{"audit_log_2020_01 500 t t t 2020-01-01 00:00:00 2020-02-01 00:00:00"}, testkit.Column[string](t, conn, stats))
 	})
 }
 
 // What the catalog doesn't say: how a partition stands to now, and its oldest and newest event, found without keeping a lock.
 func TestPartitionStatsOfStatesAndEvents(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
-		conn := connect(t, migrated(t, version))
-		exec(t, conn, `
+		conn := testkit.Connect(t, migrated(t, version))
+		testkit.Exec(t, conn, `
 			CREATE TABLE rest PARTITION OF audit_log DEFAULT;
 			SELECT create_audit_log_partition('past', NULL, now() - interval '1 day');
 			SELECT create_audit_log_partition('hot', now() - interval '1 day', now() + interval '1 day');
@@ -128,73 +130,73 @@ func TestPartitionStatsOfStatesAndEvents(t *testing.T) {
 		require.Equal(t, []string{
 			"rest default - - f t", "in grace detached 2100-02-03 00:00:00 2100-02-03 00:00:00 f t", "future future - - f t", "hot hot - - f t",
 			"past past 2019-01-15 10:30:00 2020-01-15 10:30:00 f t",
-		}, column[string](t, conn, stats))
-		require.Empty(t, column[string](t, conn, `SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND relation IN ('past'::regclass, 'past_timestamp_idx'::regclass)`))
+		}, testkit.Column[string](t, conn, stats))
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND relation IN ('past'::regclass, 'past_timestamp_idx'::regclass)`))
 		require.NoError(t, tx.Rollback(t.Context()))
 
 		// Frozen counts from the partition's latest creation on; without an index nothing is scanned; without the right to read, the rest is told.
-		exec(t, conn, `
+		testkit.Exec(t, conn, `
 			INSERT INTO audit_partition_event (partition_name, kind, state) VALUES ('past', 'vacuum', 'done'), ('hot', 'vacuum', 'verified'), ('future', 'vacuum', 'done'), ('future', 'create', 'done');
 			ALTER TABLE "in grace" DROP CONSTRAINT "in grace_pkey";
 			DROP INDEX "in grace_timestamp_idx", "in grace_timestamp_status_idx"`)
-		exec(t, conn, `CREATE ROLE stats_reader`)
+		testkit.Exec(t, conn, `CREATE ROLE stats_reader`)
 		t.Cleanup(func() {
 			_, err := conn.Exec(context.WithoutCancel(t.Context()), `RESET ROLE; DROP OWNED BY stats_reader; DROP ROLE stats_reader`)
 			require.NoError(t, err)
 		})
-		exec(t, conn, `GRANT SELECT ON audit_partition_event TO stats_reader; GRANT SELECT ON "in grace", hot TO stats_reader; SET ROLE stats_reader`)
+		testkit.Exec(t, conn, `GRANT SELECT ON audit_partition_event TO stats_reader; GRANT SELECT ON "in grace", hot TO stats_reader; SET ROLE stats_reader`)
 		require.Equal(t, []string{
 			"rest default - - f t", "in grace detached - - f t", "future future - - f t", "hot hot - - f t", "past past - - t t",
-		}, column[string](t, conn, stats))
+		}, testkit.Column[string](t, conn, stats))
 	})
 }
 
 func TestDropOldOnlyRecordsRequests(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
-		conn := connect(t, migrated(t, version))
+		conn := testkit.Connect(t, migrated(t, version))
 		// Names tell nothing: the first is old by its name alone, the second by its bounds alone.
-		exec(t, conn, `
+		testkit.Exec(t, conn, `
 			SELECT create_audit_log_partition('audit_log_2001_01', now() - interval '2554 days', now() + interval '1 day');
 			SELECT create_audit_log_partition('audit_log_2999_01', now() - interval '2600 days', now() - interval '2555 days');
 			SELECT create_audit_log_partition('oldest', NULL, now() - interval '2600 days')`)
-		exec(t, conn, `SET timezone = 'Pacific/Kiritimati'`)
+		testkit.Exec(t, conn, `SET timezone = 'Pacific/Kiritimati'`)
 		before := relations(t, conn)
 
-		asked := column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions()`)
+		asked := testkit.Column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions()`)
 		require.Equal(t, []string{"oldest", "audit_log_2999_01"}, asked)
 		require.Equal(t, before, relations(t, conn), "nothing is dropped")
 
 		requests := `SELECT concat_ws(' ', partition_name, kind, state, requested_by, lower_bound IS NULL, detail->>'retention_days', term)
 			FROM audit_partition_event WHERE kind = 'drop' ORDER BY partition_name`
 		want := []string{"audit_log_2999_01 drop requested postgres f 2555", "oldest drop requested postgres t 2555"}
-		require.Equal(t, want, column[string](t, conn, requests))
+		require.Equal(t, want, testkit.Column[string](t, conn, requests))
 
 		// Asked again, the open requests are returned and none is added.
-		require.Equal(t, asked, column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions(2555)`))
-		require.Equal(t, want, column[string](t, conn, requests))
+		require.Equal(t, asked, testkit.Column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions(2555)`))
+		require.Equal(t, want, testkit.Column[string](t, conn, requests))
 		// Answered, it can be asked for anew.
-		exec(t, conn, `UPDATE audit_partition_event SET state = 'refused' WHERE kind = 'drop'`)
-		require.Equal(t, asked, column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions()`))
+		testkit.Exec(t, conn, `UPDATE audit_partition_event SET state = 'refused' WHERE kind = 'drop'`)
+		require.Equal(t, asked, testkit.Column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions()`))
 
 		for _, days := range []string{"0", "-1", "NULL"} {
 			_, err := conn.Exec(t.Context(), `SELECT drop_old_audit_partitions(`+days+`)`)
 			requireCode(t, err, "22023")
 		}
-		require.Empty(t, column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions(36500)`))
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT partition_name FROM drop_old_audit_partitions(36500)`))
 	})
 }
 
 // A partition is as open, and as closed, as its parent: other owners, grants and default privileges notwithstanding.
 func TestPartitionTakesOwnerGrantsAndRowSecurityOfItsParent(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
-		conn := connect(t, migrated(t, version))
-		exec(t, conn, `CREATE ROLE "part owner"; CREATE ROLE part_reader; CREATE ROLE part_app`)
+		conn := testkit.Connect(t, migrated(t, version))
+		testkit.Exec(t, conn, `CREATE ROLE "part owner"; CREATE ROLE part_reader; CREATE ROLE part_app`)
 		t.Cleanup(func() {
 			_, err := conn.Exec(context.WithoutCancel(t.Context()),
 				`DROP OWNED BY "part owner", part_reader, part_app; DROP ROLE "part owner", part_reader, part_app`)
 			require.NoError(t, err)
 		})
-		exec(t, conn, `
+		testkit.Exec(t, conn, `
 			GRANT ALL ON SCHEMA public TO "part owner";
 			ALTER TABLE audit_log OWNER TO "part owner";
 			GRANT SELECT ON audit_log TO part_reader WITH GRANT OPTION;
@@ -206,6 +208,6 @@ func TestPartitionTakesOwnerGrantsAndRowSecurityOfItsParent(t *testing.T) {
 			SELECT create_audit_log_partition('audit_log_2020_01', '2020-01-01 00:00+00', '2020-02-01 00:00+00')`)
 		access := `SELECT concat_ws(' ', relowner::regrole, relrowsecurity, string_agg(concat_ws(':', a.grantee, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee, a.privilege_type))
 			FROM pg_class, aclexplode(relacl) a WHERE oid = $1::regclass GROUP BY relowner, relrowsecurity`
-		require.Equal(t, column[string](t, conn, access, "audit_log"), column[string](t, conn, access, "audit_log_2020_01"))
+		require.Equal(t, testkit.Column[string](t, conn, access, "audit_log"), testkit.Column[string](t, conn, access, "audit_log_2020_01"))
 	})
 }

@@ -39,29 +39,6 @@ func migrated(t *testing.T, version int) string {
 	return db
 }
 
-func connect(t *testing.T, db string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), db)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) })
-	return conn
-}
-
-func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
-	t.Helper()
-	_, err := conn.Exec(t.Context(), sql, args...)
-	require.NoError(t, err)
-}
-
-func column[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) []T {
-	t.Helper()
-	rows, err := conn.Query(t.Context(), sql, args...)
-	require.NoError(t, err)
-	all, err := pgx.CollectRows(rows, pgx.RowTo[T])
-	require.NoError(t, err)
-	return all
-}
-
 // with sets a parameter of a database URL.
 func with(t *testing.T, db, name, value string) string {
 	t.Helper()
@@ -84,7 +61,7 @@ func requireCode(t *testing.T, err error, code string) {
 func requireNoLock(t *testing.T, conn *pgx.Conn) {
 	t.Helper()
 	require.Eventually(t, func() bool { // a backend ends some time after its client
-		return column[int](t, conn, `SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+		return testkit.Column[int](t, conn, `SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
 			WHERE locktype = 'advisory' AND datname = current_database()`)[0] == 0
 	}, testTimeout, testTick)
 }
@@ -92,7 +69,7 @@ func requireNoLock(t *testing.T, conn *pgx.Conn) {
 // relations is everything in the schemas that aren't Postgres's own.
 func relations(t *testing.T, conn *pgx.Conn) []string {
 	t.Helper()
-	return column[string](t, conn, `SELECT oid::regclass::text FROM pg_class
+	return testkit.Column[string](t, conn, `SELECT oid::regclass::text FROM pg_class
 		WHERE relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace, 'pg_toast'::regnamespace) ORDER BY 1`)
 }
 
@@ -100,8 +77,8 @@ func TestSchemaIsTheGoldenOneOnEveryVersion(t *testing.T) {
 	describe, err := os.ReadFile("testdata/describe.sql")
 	require.NoError(t, err)
 	versions(t, func(t *testing.T, version int) {
-		conn := connect(t, migrated(t, version))
-		got := strings.Join(column[string](t, conn, string(describe)), "\n") + "\n"
+		conn := testkit.Connect(t, migrated(t, version))
+		got := strings.Join(testkit.Column[string](t, conn, string(describe)), "\n") + "\n"
 		if *update {
 			require.NoError(t, os.WriteFile("testdata/schema.golden", []byte(got), 0o600))
 		}
@@ -113,7 +90,7 @@ func TestSchemaIsTheGoldenOneOnEveryVersion(t *testing.T) {
 
 // The names and columns that DESIGN §5 fixes, written out: the golden file could be renewed by mistake.
 func TestFixedNames(t *testing.T) {
-	conn := connect(t, migrated(t, 18))
+	conn := testkit.Connect(t, migrated(t, 18))
 
 	var indexes []string
 	for _, x := range []string{
@@ -124,7 +101,7 @@ func TestFixedNames(t *testing.T) {
 		indexes = append(indexes, "audit_log_"+x+"_idx")
 	}
 	indexes = append(indexes, "audit_log_pkey")
-	require.ElementsMatch(t, indexes, column[string](t, conn, `SELECT indexname::text FROM pg_indexes WHERE tablename = 'audit_log'`))
+	require.ElementsMatch(t, indexes, testkit.Column[string](t, conn, `SELECT indexname::text FROM pg_indexes WHERE tablename = 'audit_log'`))
 
 	for table, columns := range map[string]string{
 		"audit_log": "id timestamp timestamp_text ttl principal_id organization_id action target_resource_type target_resource_id " +
@@ -134,19 +111,19 @@ func TestFixedNames(t *testing.T) {
 		"audit_quarantine": "id lane_id lane_offset record_timestamp key value headers reason detail state recorded_at",
 		"audit_gap":        "lane_id kind from_offset to_offset recorded_at",
 	} {
-		require.Equal(t, strings.Fields(columns), column[string](t, conn,
+		require.Equal(t, strings.Fields(columns), testkit.Column[string](t, conn,
 			`SELECT column_name::text FROM information_schema.columns WHERE table_name = $1 ORDER BY ordinal_position`, table), table)
 	}
-	require.Equal(t, []string{"PRIMARY KEY (id, \"timestamp\")"}, column[string](t, conn,
+	require.Equal(t, []string{"PRIMARY KEY (id, \"timestamp\")"}, testkit.Column[string](t, conn,
 		`SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'audit_log_pkey'`))
 }
 
 func TestPoliciesAreSeededOnceAndStayEdited(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		db := migrated(t, version)
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		policies := func() []string {
-			return column[string](t, conn, `SELECT concat_ws(' ', policy_name, retention_days, archive_after_days,
+			return testkit.Column[string](t, conn, `SELECT concat_ws(' ', policy_name, retention_days, archive_after_days,
 				coalesce(delete_after_days::text, 'null'), data_classification, is_active, description <> '') FROM audit_retention_policy ORDER BY id`)
 		}
 		require.Equal(t, []string{
@@ -154,8 +131,8 @@ func TestPoliciesAreSeededOnceAndStayEdited(t *testing.T) {
 			"confidential 1825 365 null CONFIDENTIAL t t", "minimal 90 30 null PUBLIC t t",
 		}, policies())
 
-		exec(t, conn, `UPDATE audit_retention_policy SET retention_days = 10 WHERE policy_name = 'minimal'`)
-		exec(t, conn, `DELETE FROM audit_retention_policy WHERE policy_name = 'standard'`)
+		testkit.Exec(t, conn, `UPDATE audit_retention_policy SET retention_days = 10 WHERE policy_name = 'minimal'`)
+		testkit.Exec(t, conn, `DELETE FROM audit_retention_policy WHERE policy_name = 'standard'`)
 		edited := policies()
 		_, err := Apply(t.Context(), db)
 		require.NoError(t, err)
@@ -166,7 +143,7 @@ func TestPoliciesAreSeededOnceAndStayEdited(t *testing.T) {
 func TestApplyTwiceAndStatus(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		db := testkit.Postgres(t, version)
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 
 		before, err := Status(t.Context(), db)
 		require.NoError(t, err)
@@ -186,7 +163,7 @@ func TestApplyTwiceAndStatus(t *testing.T) {
 		after, err := Status(t.Context(), db)
 		require.NoError(t, err)
 		require.Equal(t, applied, after)
-		now := column[int64](t, conn, `SELECT extract(epoch FROM now())::bigint`)[0]
+		now := testkit.Column[int64](t, conn, `SELECT extract(epoch FROM now())::bigint`)[0]
 		for _, migration := range after {
 			require.InDelta(t, now, migration.AppliedAt.Unix(), 600, "a local time was taken for UTC, or the reverse")
 		}
@@ -200,8 +177,8 @@ func TestStatusInAnotherTimeZone(t *testing.T) {
 	require.NoError(t, err)
 	status, err := Status(t.Context(), db)
 	require.NoError(t, err)
-	conn := connect(t, db)
-	require.InDelta(t, column[int64](t, conn, `SELECT extract(epoch FROM now())::bigint`)[0], status[0].AppliedAt.Unix(), 600)
+	conn := testkit.Connect(t, db)
+	require.InDelta(t, testkit.Column[int64](t, conn, `SELECT extract(epoch FROM now())::bigint`)[0], status[0].AppliedAt.Unix(), 600)
 }
 
 func TestTenApplyAtOnce(t *testing.T) {
@@ -222,61 +199,61 @@ func TestTenApplyAtOnce(t *testing.T) {
 			total += n
 		}
 		require.Equal(t, len(known()), total, "each migration is applied by one of them")
-		require.NoError(t, Check(t.Context(), connect(t, db)))
+		require.NoError(t, Check(t.Context(), testkit.Connect(t, db)))
 	})
 }
 
 func TestApplyAsOwnerWithoutSuperuser(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		db := testkit.Postgres(t, version)
-		super := connect(t, db)
-		exec(t, super, `CREATE ROLE owner_of_one LOGIN PASSWORD 'x'`)
+		super := testkit.Connect(t, db)
+		testkit.Exec(t, super, `CREATE ROLE owner_of_one LOGIN PASSWORD 'x'`)
 		t.Cleanup(func() {
 			ctx := context.WithoutCancel(t.Context())
 			_, err := super.Exec(ctx, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO postgres', current_database()); END $$;
 				DROP OWNED BY owner_of_one; DROP ROLE owner_of_one`)
 			require.NoError(t, err)
 		})
-		exec(t, super, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO owner_of_one', current_database()); END $$`)
+		testkit.Exec(t, super, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO owner_of_one', current_database()); END $$`)
 
 		u, err := url.Parse(db)
 		require.NoError(t, err)
 		u.User = url.UserPassword("owner_of_one", "x")
 		_, err = Apply(t.Context(), u.String())
 		require.NoError(t, err)
-		conn := connect(t, u.String())
+		conn := testkit.Connect(t, u.String())
 		require.NoError(t, Check(t.Context(), conn))
-		require.Len(t, column[string](t, conn, `SELECT create_audit_log_partitions()`), 7)
+		require.Len(t, testkit.Column[string](t, conn, `SELECT create_audit_log_partitions()`), 7)
 	})
 }
 
 func TestApplyInAnotherSchema(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		db := testkit.Postgres(t, version)
-		super := connect(t, db)
-		exec(t, super, `CREATE SCHEMA "Audit Log"; CREATE TABLE public.goose_db_version (id int)`)
-		public := column[string](t, super, `SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace`)
+		super := testkit.Connect(t, db)
+		testkit.Exec(t, super, `CREATE SCHEMA "Audit Log"; CREATE TABLE public.goose_db_version (id int)`)
+		public := testkit.Column[string](t, super, `SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace`)
 
 		scoped := with(t, db, "search_path", `"Audit Log", public`)
 		_, err := Apply(t.Context(), scoped)
 		require.NoError(t, err)
-		require.NoError(t, Check(t.Context(), connect(t, scoped)))
+		require.NoError(t, Check(t.Context(), testkit.Connect(t, scoped)))
 		require.ErrorIs(t, Check(t.Context(), super), ErrNoSchema)
 
 		// The functions act on their own schema, also for somebody who has it not in the search path, or a temporary table
 		// in the way.
-		exec(t, super, `CREATE TEMPORARY TABLE audit_log (i int); SET search_path = pg_temp`)
-		require.Len(t, column[string](t, super, `SELECT "Audit Log".create_audit_log_partitions()`), 7)
-		require.Len(t, column[string](t, super, `SELECT partition_name FROM "Audit Log".get_audit_partition_stats()`), 7)
-		require.Empty(t, column[string](t, super, `SELECT partition_name FROM "Audit Log".drop_old_audit_partitions()`))
-		require.Equal(t, public, column[string](t, super, `SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace`))
+		testkit.Exec(t, super, `CREATE TEMPORARY TABLE audit_log (i int); SET search_path = pg_temp`)
+		require.Len(t, testkit.Column[string](t, super, `SELECT "Audit Log".create_audit_log_partitions()`), 7)
+		require.Len(t, testkit.Column[string](t, super, `SELECT partition_name FROM "Audit Log".get_audit_partition_stats()`), 7)
+		require.Empty(t, testkit.Column[string](t, super, `SELECT partition_name FROM "Audit Log".drop_old_audit_partitions()`))
+		require.Equal(t, public, testkit.Column[string](t, super, `SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace`))
 	})
 }
 
 func TestErrorsCanBeToldApart(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		db := testkit.Postgres(t, version)
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		missing, err := url.Parse(db)
 		require.NoError(t, err)
 		missing.Path = "/no_such_database"
@@ -330,8 +307,8 @@ func TestSomebodyElsesAuditLogIsLeftAlone(t *testing.T) {
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				db := with(t, testkit.Postgres(t, version), "search_path", test.path)
-				conn := connect(t, db)
-				exec(t, conn, `SET search_path = public; `+test.sql+`; SET search_path = `+test.path)
+				conn := testkit.Connect(t, db)
+				testkit.Exec(t, conn, `SET search_path = public; `+test.sql+`; SET search_path = `+test.path)
 				before := relations(t, conn)
 
 				_, err := Apply(t.Context(), db)
@@ -348,8 +325,8 @@ func TestSomebodyElsesAuditLogIsLeftAlone(t *testing.T) {
 
 		t.Run("ours, but not in the current schema", func(t *testing.T) {
 			db := migrated(t, version)
-			conn := connect(t, db)
-			exec(t, conn, `CREATE SCHEMA mine`)
+			conn := testkit.Connect(t, db)
+			testkit.Exec(t, conn, `CREATE SCHEMA mine`)
 			before := relations(t, conn)
 			_, err := Apply(t.Context(), with(t, db, "search_path", "mine, public"))
 			var table *TableError
@@ -362,7 +339,7 @@ func TestSomebodyElsesAuditLogIsLeftAlone(t *testing.T) {
 func TestCheck(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		db := testkit.Postgres(t, version)
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		err := Check(t.Context(), conn)
 		require.ErrorIs(t, err, ErrNoSchema)
 		require.ErrorContains(t, err, "auditsink migrate up")
@@ -371,7 +348,7 @@ func TestCheck(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, Check(t.Context(), conn))
 
-		exec(t, conn, `INSERT INTO audit_schema_version (version_id, is_applied) VALUES (20990101000000, true)`)
+		testkit.Exec(t, conn, `INSERT INTO audit_schema_version (version_id, is_applied) VALUES (20990101000000, true)`)
 		for _, check := range []func() error{
 			func() error { return Check(t.Context(), conn) },
 			func() error { _, err := Apply(t.Context(), db); return err },
@@ -387,7 +364,7 @@ func TestCheck(t *testing.T) {
 		require.Equal(t, int64(20990101000000), status[len(status)-1].Version)
 		require.Empty(t, status[len(status)-1].Name)
 
-		exec(t, conn, `DELETE FROM audit_schema_version WHERE version_id >= $1`, Version())
+		testkit.Exec(t, conn, `DELETE FROM audit_schema_version WHERE version_id >= $1`, Version())
 		var differs *VersionError
 		err = Check(t.Context(), conn)
 		require.ErrorAs(t, err, &differs)
@@ -399,14 +376,14 @@ func TestCheck(t *testing.T) {
 // A migration that fails leaves those before it applied, and says which they were.
 func TestApplyReportsWhatItAppliedBeforeAFailure(t *testing.T) {
 	db := testkit.Postgres(t, 15)
-	conn := connect(t, db)
-	exec(t, conn, `CREATE FUNCTION get_audit_partition_stats() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
+	conn := testkit.Connect(t, db)
+	testkit.Exec(t, conn, `CREATE FUNCTION get_audit_partition_stats() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
 	applied, err := Apply(t.Context(), db)
 	requireCode(t, err, "42723")
 	require.Len(t, applied, 1)
 	require.Equal(t, int64(1), applied[0].Version)
 
-	exec(t, conn, `DROP FUNCTION get_audit_partition_stats()`)
+	testkit.Exec(t, conn, `DROP FUNCTION get_audit_partition_stats()`)
 	applied, err = Apply(t.Context(), db)
 	require.NoError(t, err)
 	require.Len(t, applied, len(known())-1)
@@ -414,8 +391,8 @@ func TestApplyReportsWhatItAppliedBeforeAFailure(t *testing.T) {
 
 func TestApplyStopsWithItsContext(t *testing.T) {
 	db := testkit.Postgres(t, 15)
-	conn := connect(t, db)
-	exec(t, conn, `SELECT pg_advisory_lock($1)`, int64(lockID)) // another replica that never comes back
+	conn := testkit.Connect(t, db)
+	testkit.Exec(t, conn, `SELECT pg_advisory_lock($1)`, int64(lockID)) // another replica that never comes back
 	ctx, cancel := context.WithCancelCause(t.Context())
 	stop := errors.New("stop")
 	result := make(chan error)
@@ -424,7 +401,7 @@ func TestApplyStopsWithItsContext(t *testing.T) {
 		result <- err
 	}()
 	require.Eventually(t, func() bool {
-		return column[bool](t, conn, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid() AND state = 'idle')`)[0]
+		return testkit.Column[bool](t, conn, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid() AND state = 'idle')`)[0]
 	}, testTimeout, testTick)
 	cancel(stop)
 	require.ErrorIs(t, <-result, stop)

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 
+	"auditsink/internal/testkit"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
@@ -14,22 +16,22 @@ func TestNoIDIsGivenTwice(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		for _, identity := range []string{"", `ALTER TABLE audit_log ALTER id DROP DEFAULT; DROP SEQUENCE audit_log_id_seq; ALTER TABLE audit_log ALTER id ADD GENERATED ALWAYS AS IDENTITY (START 7000)`} {
 			conn := old(t, db)
-			exec(t, conn, identity+`; CREATE TABLE given (id bigint NOT NULL)`)
+			testkit.Exec(t, conn, identity+`; CREATE TABLE given (id bigint NOT NULL)`)
 			stop, stopped := make(chan struct{}), make(chan error, 4)
 			for range 4 {
 				go func() { stopped <- take(t, db, stop) }()
 			}
 			_, err := Run(t.Context(), options(db))
 			require.NoError(t, err)
-			taken := collect[int](t, conn, `SELECT count(*) FROM given`)[0]
-			for collect[int](t, conn, `SELECT count(*) FROM given`)[0] < taken+100 { // of the new one
+			taken := testkit.Column[int](t, conn, `SELECT count(*) FROM given`)[0]
+			for testkit.Column[int](t, conn, `SELECT count(*) FROM given`)[0] < taken+100 { // of the new one
 			}
 			close(stop)
 			for range 4 {
 				require.NoError(t, <-stopped)
 			}
-			require.Empty(t, collect[int64](t, conn, `SELECT id FROM given GROUP BY id HAVING count(*) > 1`))
-			exec(t, conn, `DROP SCHEMA public, audit_replaced CASCADE; CREATE SCHEMA public`)
+			require.Empty(t, testkit.Column[int64](t, conn, `SELECT id FROM given GROUP BY id HAVING count(*) > 1`))
+			testkit.Exec(t, conn, `DROP SCHEMA public, audit_replaced CASCADE; CREATE SCHEMA public`)
 		}
 	})
 }

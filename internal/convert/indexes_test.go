@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"auditsink/internal/indexes"
+	"auditsink/internal/testkit"
 )
 
 // TestConvertIndexes: the new table has the indexes that were chosen.
@@ -21,7 +22,7 @@ func TestConvertIndexes(t *testing.T) {
 		had, err := indexes.Chosen(t.Context(), conn)
 		require.NoError(t, err)
 		require.Equal(t, o.Indexes, had)
-		require.Equal(t, []string{"audit_log_pkey", "audit_log_timestamp_brin_idx"}, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'audit_log'::regclass ORDER BY 1`))
+		require.Equal(t, []string{"audit_log_pkey", "audit_log_timestamp_brin_idx"}, testkit.Column[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'audit_log'::regclass ORDER BY 1`))
 		for _, i := range had.Later() {
 			built, err := indexes.Create(t.Context(), conn, "audit_log_2014_12", i)
 			require.NoError(t, err)

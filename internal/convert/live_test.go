@@ -142,7 +142,7 @@ func TestConvertWhileInUse(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
 		roles(t, conn, "conv_writer")
-		exec(t, conn, `ALTER TABLE audit_integrity_log DROP CONSTRAINT audit_integrity_log_audit_log_id_fkey; CREATE TABLE shadow_integrity (LIKE audit_integrity_log);
+		testkit.Exec(t, conn, `ALTER TABLE audit_integrity_log DROP CONSTRAINT audit_integrity_log_audit_log_id_fkey; CREATE TABLE shadow_integrity (LIKE audit_integrity_log);
 			INSERT INTO shadow_integrity SELECT * FROM audit_integrity_log; CREATE TABLE shadow (LIKE audit_log); INSERT INTO shadow SELECT * FROM audit_log; CREATE INDEX ON shadow (id);
 			GRANT SELECT, INSERT, UPDATE, DELETE ON audit_log, shadow, audit_integrity_log, shadow_integrity TO conv_writer; GRANT USAGE ON SEQUENCE audit_log_id_seq, audit_integrity_log_id_seq TO conv_writer`)
 		least := len(content(t, conn, "audit_log"))
@@ -170,8 +170,8 @@ func TestConvertWhileInUse(t *testing.T) {
 		require.Positive(t, total[0]*total[1])
 		require.Equal(t, content(t, conn, "shadow"), content(t, conn, "audit_log"))
 		integrity := `SELECT ROW(id::bigint, audit_log_id::bigint, verification_timestamp, verification_status, verification_details, verified_by)::text FROM `
-		require.Equal(t, collect[string](t, conn, integrity+`shadow_integrity ORDER BY id`), collect[string](t, conn, integrity+`audit_integrity_log ORDER BY id`))
-		require.Equal(t, []int64{s.Rows}, collect[int64](t, conn, `SELECT count(*) FROM audit_replaced.audit_log`))
+		require.Equal(t, testkit.Column[string](t, conn, integrity+`shadow_integrity ORDER BY id`), testkit.Column[string](t, conn, integrity+`audit_integrity_log ORDER BY id`))
+		require.Equal(t, []int64{s.Rows}, testkit.Column[int64](t, conn, `SELECT count(*) FROM audit_replaced.audit_log`))
 		_, err := DropReplaced(t.Context(), options(db)) // so the sums were kept up with every change
 		require.NoError(t, err)
 		t.Logf("%d changes", total[0]+total[1])
@@ -182,7 +182,7 @@ func TestConvertWhileInUse(t *testing.T) {
 func TestSwapWaitsForALongReader(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
-		reader, err := connect(t, db).Begin(t.Context())
+		reader, err := testkit.Connect(t, db).Begin(t.Context())
 		require.NoError(t, err)
 		_, err = reader.Exec(t.Context(), `SELECT count(*) FROM audit_log`)
 		require.NoError(t, err)
@@ -200,7 +200,7 @@ func TestSwapWaitsForALongReader(t *testing.T) {
 			_, err := Run(t.Context(), o)
 			converted <- err
 		}()
-		exec(t, conn, `SET lock_timeout = '3s'`)
+		testkit.Exec(t, conn, `SET lock_timeout = '3s'`)
 		written := 0
 		for tries := 0; tries < 3; written++ { // one comes while the lock is waited for
 			select {
@@ -209,13 +209,13 @@ func TestSwapWaitsForALongReader(t *testing.T) {
 				tries++
 			default:
 			}
-			exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
+			testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
 		}
-		exec(t, conn, `UPDATE audit_log SET id = id + 9000000 WHERE id IN (2, 3, 5)`)
+		testkit.Exec(t, conn, `UPDATE audit_log SET id = id + 9000000 WHERE id IN (2, 3, 5)`)
 		require.NoError(t, reader.Rollback(t.Context()))
 		require.NoError(t, <-converted)
 		require.Equal(t, content(t, conn, "audit_replaced.audit_log"), content(t, conn, "audit_log"))
-		require.Equal(t, []int{written}, collect[int](t, conn, `SELECT count(*) FROM audit_log WHERE action = 'meanwhile'`))
+		require.Equal(t, []int{written}, testkit.Column[int](t, conn, `SELECT count(*) FROM audit_log WHERE action = 'meanwhile'`))
 	})
 }
 
@@ -223,7 +223,7 @@ func TestSwapWaitsForALongReader(t *testing.T) {
 func TestTriggersWaitForOpenTransactions(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
-		writer, err := connect(t, db).Begin(t.Context())
+		writer, err := testkit.Connect(t, db).Begin(t.Context())
 		require.NoError(t, err)
 		_, err = writer.Exec(t.Context(), `INSERT INTO audit_log (id, timestamp, action, status) VALUES (5, now(), 'late', 'success') ON CONFLICT (id) DO UPDATE SET action = 'late'`)
 		require.NoError(t, err)
@@ -242,10 +242,10 @@ func TestTriggersWaitForOpenTransactions(t *testing.T) {
 			converted <- err
 		}()
 		<-waiting
-		exec(t, conn, `SET lock_timeout = '5s'; INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
+		testkit.Exec(t, conn, `SET lock_timeout = '5s'; INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'meanwhile', 'success')`)
 		require.NoError(t, writer.Commit(t.Context()))
 		require.NoError(t, <-converted)
-		require.Equal(t, []string{"late", "meanwhile"}, collect[string](t, conn, `SELECT action::text FROM audit_log WHERE action IN ('late', 'meanwhile') ORDER BY 1`))
+		require.Equal(t, []string{"late", "meanwhile"}, testkit.Column[string](t, conn, `SELECT action::text FROM audit_log WHERE action IN ('late', 'meanwhile') ORDER BY 1`))
 	})
 }
 

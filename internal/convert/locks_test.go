@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"auditsink/internal/testkit"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -16,11 +18,11 @@ func TestLocks(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
 		// Two that are in the way for a while, so that locks are waited for, and seen.
-		writer, err := connect(t, db).Begin(t.Context())
+		writer, err := testkit.Connect(t, db).Begin(t.Context())
 		require.NoError(t, err)
 		_, err = writer.Exec(t.Context(), `INSERT INTO audit_log (timestamp, action, status) VALUES (now(), 'x', 'success')`)
 		require.NoError(t, err)
-		reader, err := connect(t, db).Begin(t.Context())
+		reader, err := testkit.Connect(t, db).Begin(t.Context())
 		require.NoError(t, err)
 
 		var stage atomic.Value
@@ -44,7 +46,7 @@ func TestLocks(t *testing.T) {
 		seen := map[string]map[string]bool{}
 		see := func() {
 			before := stage.Load()
-			modes := collect[string](t, conn, `SELECT DISTINCT mode FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+			modes := testkit.Column[string](t, conn, `SELECT DISTINCT mode FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 				WHERE relation = 'audit_log'::regclass AND a.application_name = 'auditsink migrate convert' AND a.datname = current_database()`)
 			if at, ok := before.(string); ok && at == stage.Load() && len(modes) > 0 {
 				if seen[at] == nil {

@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -22,29 +21,6 @@ func versions(t *testing.T, test func(t *testing.T, db string)) {
 	for _, version := range []int{15, 18} {
 		t.Run(fmt.Sprint(version), func(t *testing.T) { test(t, testkit.Postgres(t, version)) })
 	}
-}
-
-func connect(t *testing.T, db string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), db)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) })
-	return conn
-}
-
-func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
-	t.Helper()
-	_, err := conn.Exec(t.Context(), sql, args...)
-	require.NoError(t, err)
-}
-
-func collect[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) []T {
-	t.Helper()
-	rows, err := conn.Query(t.Context(), sql, args...)
-	require.NoError(t, err)
-	all, err := pgx.CollectRows(rows, pgx.RowTo[T])
-	require.NoError(t, err)
-	return all
 }
 
 // replacedSchema is the replaced system's, as its migrations leave it.
@@ -87,8 +63,8 @@ const replacedRows = `
 // old makes the replaced system's tables with some rows.
 func old(t *testing.T, db string) *pgx.Conn {
 	t.Helper()
-	conn := connect(t, db)
-	exec(t, conn, replacedSchema+replacedRows)
+	conn := testkit.Connect(t, db)
+	testkit.Exec(t, conn, replacedSchema+replacedRows)
 	return conn
 }
 
@@ -97,7 +73,7 @@ func options(db string) Options { return Options{URL: db, Ahead: 6, Batch: 100} 
 // content is all that an audit_log holds, in the terms of the replaced system, one text a row.
 func content(t *testing.T, conn *pgx.Conn, relation string) []string {
 	t.Helper()
-	return collect[string](t, conn, `SELECT ROW(id::bigint, timestamp AT TIME ZONE 'UTC', ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status, outcome_description, hash,
+	return testkit.Column[string](t, conn, `SELECT ROW(id::bigint, timestamp AT TIME ZONE 'UTC', ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status, outcome_description, hash,
 		hash_algorithm, event_version, correlation_id, data_classification, retention_policy, processing_latency, archived_at AT TIME ZONE 'UTC', details)::text FROM `+relation+` ORDER BY id, timestamp`)
 }
 
@@ -106,7 +82,7 @@ func schema(t *testing.T, conn *pgx.Conn) string {
 	t.Helper()
 	describe, err := os.ReadFile("../../migrations/testdata/describe.sql")
 	require.NoError(t, err)
-	lines := collect[string](t, conn, string(describe))
+	lines := testkit.Column[string](t, conn, string(describe))
 	slices.Sort(lines) // partitions have constraints of one name
 	return strings.Join(lines, "\n")
 }

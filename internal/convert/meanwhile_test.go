@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"auditsink/internal/testkit"
+
 	"github.com/stretchr/testify/require"
 )
 
@@ -19,11 +21,11 @@ func TestObstaclesThatComeLate(t *testing.T) {
 			{`CREATE PUBLICATION pub FOR TABLE audit_log`, `DROP PUBLICATION pub`, "publication"},
 			{`CREATE TABLE audit_log_2024_05 (id int)`, `DROP TABLE audit_log_2024_05`, "audit_log_2024_05"},
 		} {
-			_, err := runUntil(t, db, "swapping", func() { exec(t, conn, test.sql) })
+			_, err := runUntil(t, db, "swapping", func() { testkit.Exec(t, conn, test.sql) })
 			var refusal *Refusal
 			require.True(t, errors.As(err, &refusal), "%s: %v", test.sql, err)
 			require.ErrorContains(t, err, test.want)
-			exec(t, conn, test.undo)
+			testkit.Exec(t, conn, test.undo)
 		}
 		_, err := Run(t.Context(), options(db))
 		require.NoError(t, err)
@@ -35,12 +37,12 @@ func TestGrantsThatChangeMeanwhile(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
 		roles(t, conn, "conv_comes", "conv_goes", "conv_column")
-		exec(t, conn, `GRANT SELECT ON audit_log TO conv_goes; GRANT SELECT (action) ON audit_log TO conv_column`)
+		testkit.Exec(t, conn, `GRANT SELECT ON audit_log TO conv_goes; GRANT SELECT (action) ON audit_log TO conv_column`)
 		_, err := runUntil(t, db, "swapping", func() {
-			exec(t, conn, `GRANT SELECT ON audit_log TO conv_comes; REVOKE ALL ON audit_log FROM conv_goes, conv_column; REVOKE SELECT (action) ON audit_log FROM conv_column`)
+			testkit.Exec(t, conn, `GRANT SELECT ON audit_log TO conv_comes; REVOKE ALL ON audit_log FROM conv_goes, conv_column; REVOKE SELECT (action) ON audit_log FROM conv_column`)
 		})
 		require.NoError(t, err)
-		require.Equal(t, []string{"t f f"}, collect[string](t, conn, `SELECT DISTINCT concat_ws(' ', has_table_privilege('conv_comes', oid, 'SELECT'), has_table_privilege('conv_goes', oid, 'SELECT'), has_any_column_privilege('conv_column', oid, 'SELECT'))
+		require.Equal(t, []string{"t f f"}, testkit.Column[string](t, conn, `SELECT DISTINCT concat_ws(' ', has_table_privilege('conv_comes', oid, 'SELECT'), has_table_privilege('conv_goes', oid, 'SELECT'), has_any_column_privilege('conv_column', oid, 'SELECT'))
 			FROM pg_class WHERE relname ~ '^audit_log(_\d{4}_\d\d)?$' AND relnamespace = 'public'::regnamespace`))
 	})
 }
@@ -48,22 +50,22 @@ func TestGrantsThatChangeMeanwhile(t *testing.T) {
 // A member of the owning role converts without being the owner or a superuser; a function that it can't move is told before anything is changed.
 func TestConvertAsMember(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		super := connect(t, db)
+		super := testkit.Connect(t, db)
 		roles(t, super, "conv_owning", "conv_member")
-		exec(t, super, `DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %1$I TO conv_member; REVOKE TEMPORARY ON DATABASE %1$I FROM PUBLIC', current_database()); END $$;
+		testkit.Exec(t, super, `DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %1$I TO conv_member; REVOKE TEMPORARY ON DATABASE %1$I FROM PUBLIC', current_database()); END $$;
 			GRANT ALL ON SCHEMA public TO conv_owning, conv_member; GRANT conv_owning TO conv_member; SET ROLE conv_owning`)
-		exec(t, super, replacedSchema+replacedRows+`; RESET ROLE; CREATE FUNCTION get_audit_partition_stats() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
+		testkit.Exec(t, super, replacedSchema+replacedRows+`; RESET ROLE; CREATE FUNCTION get_audit_partition_stats() RETURNS int LANGUAGE sql AS 'SELECT 1'`)
 		before, relations := content(t, super, "audit_log"), schemas(t, super)
 		member := strings.Replace(db, "postgres@", "conv_member@", 1)
 		_, err := Run(t.Context(), options(member))
 		require.ErrorAs(t, err, new(*Refusal))
 		require.ErrorContains(t, err, "function public.get_audit_partition_stats() belongs to postgres")
 		require.Equal(t, relations, schemas(t, super))
-		exec(t, super, `ALTER FUNCTION get_audit_partition_stats() OWNER TO conv_owning`)
+		testkit.Exec(t, super, `ALTER FUNCTION get_audit_partition_stats() OWNER TO conv_owning`)
 		_, err = Run(t.Context(), options(member))
 		require.NoError(t, err)
 		require.Equal(t, before, content(t, super, "audit_log"))
-		require.Equal(t, []string{"conv_owning"}, collect[string](t, super, `SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname ~ '^audit_(log(_\d{4}_\d\d)?|integrity_log|retention_policy)$' AND relnamespace = 'public'::regnamespace`))
+		require.Equal(t, []string{"conv_owning"}, testkit.Column[string](t, super, `SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname ~ '^audit_(log(_\d{4}_\d\d)?|integrity_log|retention_policy)$' AND relnamespace = 'public'::regnamespace`))
 		_, err = DropReplaced(t.Context(), options(member))
 		require.NoError(t, err)
 	})
@@ -73,9 +75,9 @@ func TestConvertAsMember(t *testing.T) {
 func TestSubscriptionIsRefused(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
-		exec(t, conn, `CREATE SUBSCRIPTION conv_sub CONNECTION 'dbname=nothing' PUBLICATION p WITH (connect = false)`)
-		exec(t, conn, `INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate) SELECT oid, 'audit_log'::regclass, 'r' FROM pg_subscription WHERE subname = 'conv_sub'`) // as REFRESH does
-		defer exec(t, conn, `DELETE FROM pg_subscription_rel; ALTER SUBSCRIPTION conv_sub SET (slot_name = NONE); DROP SUBSCRIPTION conv_sub`)
+		testkit.Exec(t, conn, `CREATE SUBSCRIPTION conv_sub CONNECTION 'dbname=nothing' PUBLICATION p WITH (connect = false)`)
+		testkit.Exec(t, conn, `INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate) SELECT oid, 'audit_log'::regclass, 'r' FROM pg_subscription WHERE subname = 'conv_sub'`) // as REFRESH does
+		defer testkit.Exec(t, conn, `DELETE FROM pg_subscription_rel; ALTER SUBSCRIPTION conv_sub SET (slot_name = NONE); DROP SUBSCRIPTION conv_sub`)
 		_, err := Run(t.Context(), options(db))
 		require.ErrorAs(t, err, new(*Refusal))
 		require.ErrorContains(t, err, "subscription conv_sub writes to public.audit_log")
@@ -88,11 +90,11 @@ func TestDropReplacedKeepsWhatIsOthers(t *testing.T) {
 		conn := old(t, db)
 		_, err := Run(t.Context(), options(db))
 		require.NoError(t, err)
-		exec(t, conn, `CREATE TABLE audit_replaced.of_the_auditor AS SELECT 1 AS precious`)
+		testkit.Exec(t, conn, `CREATE TABLE audit_replaced.of_the_auditor AS SELECT 1 AS precious`)
 		_, err = DropReplaced(t.Context(), options(db))
 		require.ErrorContains(t, err, "of_the_auditor")
-		require.Equal(t, []string{"audit_replaced.of_the_auditor", "audit_replaced.audit_log"}, collect[string](t, conn, `SELECT unnest(ARRAY['audit_replaced.of_the_auditor', 'audit_replaced.audit_log'])::regclass::text`))
-		exec(t, conn, `DROP TABLE audit_replaced.of_the_auditor`)
+		require.Equal(t, []string{"audit_replaced.of_the_auditor", "audit_replaced.audit_log"}, testkit.Column[string](t, conn, `SELECT unnest(ARRAY['audit_replaced.of_the_auditor', 'audit_replaced.audit_log'])::regclass::text`))
+		testkit.Exec(t, conn, `DROP TABLE audit_replaced.of_the_auditor`)
 		_, err = DropReplaced(t.Context(), options(db))
 		require.NoError(t, err)
 	})
@@ -102,7 +104,7 @@ func TestDropReplacedKeepsWhatIsOthers(t *testing.T) {
 func TestSwapWaitsForAReaderOfASideTable(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		old(t, db)
-		reader, err := connect(t, db).Begin(t.Context())
+		reader, err := testkit.Connect(t, db).Begin(t.Context())
 		require.NoError(t, err)
 		_, err = reader.Exec(t.Context(), `SELECT count(*) FROM audit_retention_policy`)
 		require.NoError(t, err)

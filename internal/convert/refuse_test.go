@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"auditsink/internal/testkit"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 )
@@ -59,31 +61,31 @@ func TestCorruptionIsFound(t *testing.T) {
 				`UPDATE audit_convert.audit_log SET status = CASE id WHEN 1 THEN 'success' ELSE 'failure' END WHERE id IN (1, 2)`, "201", "is another",
 			},
 		} {
-			_, err := runUntil(t, db, "comparing both tables", func() { exec(t, conn, plant.sql) })
+			_, err := runUntil(t, db, "comparing both tables", func() { testkit.Exec(t, conn, plant.sql) })
 			var mismatch *MismatchError
 			require.ErrorAs(t, err, &mismatch, plant.name)
 			require.Contains(t, mismatch.Month, plant.month, plant.name)
 			require.Contains(t, strings.Join(mismatch.Rows, "; "), plant.row, plant.name)
 			require.Equal(t, before, content(t, conn, "audit_log"), plant.name)
-			exec(t, conn, plant.undo)
+			testkit.Exec(t, conn, plant.undo)
 		}
 		// What changes after the comparison, and is none of a writer's, is found when the replaced table is to be dropped. Triggers that were taken away are found at once.
-		_, err := runUntil(t, db, "swapping", func() { exec(t, conn, `ALTER TABLE audit_log DISABLE TRIGGER auditsink_convert_note`) })
+		_, err := runUntil(t, db, "swapping", func() { testkit.Exec(t, conn, `ALTER TABLE audit_log DISABLE TRIGGER auditsink_convert_note`) })
 		require.ErrorContains(t, err, "dropped or disabled")
-		exec(t, conn, `ALTER TABLE audit_log ENABLE ALWAYS TRIGGER auditsink_convert_note`)
-		_, err = runUntil(t, db, "swapping", func() { exec(t, conn, `ALTER TABLE audit_log ADD extra int`) })
+		testkit.Exec(t, conn, `ALTER TABLE audit_log ENABLE ALWAYS TRIGGER auditsink_convert_note`)
+		_, err = runUntil(t, db, "swapping", func() { testkit.Exec(t, conn, `ALTER TABLE audit_log ADD extra int`) })
 		require.ErrorContains(t, err, "have changed")
 		_, err = Run(t.Context(), options(db))
 		require.ErrorContains(t, err, "extra")
-		exec(t, conn, `ALTER TABLE audit_log DROP extra`)
+		testkit.Exec(t, conn, `ALTER TABLE audit_log DROP extra`)
 		_, err = conn.Exec(t.Context(), `TRUNCATE audit_log CASCADE`)
 		require.ErrorContains(t, err, "--rollback")
 
 		require.NoError(t, Rollback(t.Context(), options(db)))
 		require.Equal(t, before, content(t, conn, "audit_log"))
 		require.Equal(t, shape, schema(t, conn))
-		require.Empty(t, collect[string](t, conn, `SELECT tgname::text FROM pg_trigger WHERE NOT tgisinternal`))
-		require.Empty(t, collect[string](t, conn, `SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'audit%'`))
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT tgname::text FROM pg_trigger WHERE NOT tgisinternal`))
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'audit%'`))
 		_, err = Run(t.Context(), options(db))
 		require.NoError(t, err)
 		require.Equal(t, before, content(t, conn, "audit_log"))
@@ -94,7 +96,7 @@ func TestCorruptionIsFound(t *testing.T) {
 func TestOutliers(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
-		exec(t, conn, `INSERT INTO audit_log (id, timestamp, action, status) VALUES (20001, '0001-01-01 00:00+00', 'year 1', 'success'), (20002, '2097-01-01 00:00+00', 'year 2097', 'success'),
+		testkit.Exec(t, conn, `INSERT INTO audit_log (id, timestamp, action, status) VALUES (20001, '0001-01-01 00:00+00', 'year 1', 'success'), (20002, '2097-01-01 00:00+00', 'year 2097', 'success'),
 			(20003, '52217-05-05 00:00+00', 'year 52217', 'success'), (20004, '1969-12-31 23:59:59.999999+00', 'year 1969', 'success'), (20005, 'infinity', 'no year', 'success'),
 			(20006, now() + interval '47 hours', 'just right', 'success'), (20007, '4000-01-01 BC', 'BC', 'success')`)
 		before := content(t, conn, "audit_log")
@@ -105,7 +107,7 @@ func TestOutliers(t *testing.T) {
 		require.Contains(t, refusal.Reasons[0], "6 rows")
 		require.Contains(t, refusal.Reasons[0], "20001, 20002, 20003, 20004, 20005")
 		require.Contains(t, refusal.Reasons[0], "--set-aside")
-		require.Empty(t, collect[string](t, conn, `SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'audit%'`), "nothing was changed")
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'audit%'`), "nothing was changed")
 
 		o := options(db)
 		o.SetAside = true
@@ -117,7 +119,7 @@ func TestOutliers(t *testing.T) {
 		o.Report = func(p Progress) {
 			if p.Stage == "comparing both tables" && !done {
 				done = true
-				exec(t, conn, `INSERT INTO audit_log (id, timestamp, action, status) VALUES (20011, '52218-01-01 00:00+00', 'later', 'success'), (20012, '2098-01-01 00:00+00', 'later', 'success');
+				testkit.Exec(t, conn, `INSERT INTO audit_log (id, timestamp, action, status) VALUES (20011, '52218-01-01 00:00+00', 'later', 'success'), (20012, '2098-01-01 00:00+00', 'later', 'success');
 					UPDATE audit_log SET timestamp = '2020-01-01' WHERE id IN (20003, 20012)`)
 			}
 		}
@@ -125,11 +127,11 @@ func TestOutliers(t *testing.T) {
 		require.NoError(t, err)
 		require.EqualValues(t, 6, s.SetAside)
 		require.EqualValues(t, len(before)+2, s.Rows)
-		require.Equal(t, []int64{20001, 20002, 20004, 20005, 20007, 20011}, collect[int64](t, conn, `SELECT id FROM audit_log_set_aside WHERE why <> '' ORDER BY id`))
-		require.Equal(t, []string{"just right"}, collect[string](t, conn, `SELECT action::text FROM audit_log WHERE id BETWEEN 20000 AND 30000 AND timestamp > '2021-01-01'`))
-		require.Equal(t, []int64{20003, 20012}, collect[int64](t, conn, `SELECT id FROM audit_log WHERE timestamp = '2020-01-01' ORDER BY id`))
-		require.Empty(t, collect[string](t, conn, `SELECT partition_name FROM audit_log_partition_bounds() WHERE lower_bound < '1970-01-01' OR lower_bound > now() + interval '7 months'`))
-		require.Equal(t, []int64{6}, collect[int64](t, conn, `SELECT sum(row_count)::bigint FROM audit_partition_event WHERE kind = 'set_aside'`))
+		require.Equal(t, []int64{20001, 20002, 20004, 20005, 20007, 20011}, testkit.Column[int64](t, conn, `SELECT id FROM audit_log_set_aside WHERE why <> '' ORDER BY id`))
+		require.Equal(t, []string{"just right"}, testkit.Column[string](t, conn, `SELECT action::text FROM audit_log WHERE id BETWEEN 20000 AND 30000 AND timestamp > '2021-01-01'`))
+		require.Equal(t, []int64{20003, 20012}, testkit.Column[int64](t, conn, `SELECT id FROM audit_log WHERE timestamp = '2020-01-01' ORDER BY id`))
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT partition_name FROM audit_log_partition_bounds() WHERE lower_bound < '1970-01-01' OR lower_bound > now() + interval '7 months'`))
+		require.Equal(t, []int64{6}, testkit.Column[int64](t, conn, `SELECT sum(row_count)::bigint FROM audit_partition_event WHERE kind = 'set_aside'`))
 		d, err := DropReplaced(t.Context(), options(db))
 		require.NoError(t, err)
 		require.Equal(t, s.Rows, d.Rows)
@@ -141,7 +143,7 @@ func TestOutlierThatComesLate(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
 		_, err := runUntil(t, db, "swapping", func() {
-			exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ('52217-01-01 00:00+00', 'x', 'success')`)
+			testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ('52217-01-01 00:00+00', 'x', 'success')`)
 		})
 		require.ErrorAs(t, err, new(*Refusal))
 		require.ErrorContains(t, err, "--set-aside")
@@ -160,10 +162,10 @@ func TestBadValueThatComesLate(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
 		_, err := runUntil(t, db, "swapping", func() {
-			exec(t, conn, `INSERT INTO audit_log (id, timestamp, action, status) VALUES (30000, now(), 'x', 'done')`)
+			testkit.Exec(t, conn, `INSERT INTO audit_log (id, timestamp, action, status) VALUES (30000, now(), 'x', 'done')`)
 		})
 		require.ErrorContains(t, err, "30000")
-		exec(t, conn, `UPDATE audit_log SET status = 'success' WHERE id = 30000`)
+		testkit.Exec(t, conn, `UPDATE audit_log SET status = 'success' WHERE id = 30000`)
 		_, err = Run(t.Context(), options(db))
 		require.NoError(t, err)
 	})
@@ -209,8 +211,8 @@ func TestRefusals(t *testing.T) {
 			if test.name == "unknown column" { // the first
 				old(t, db)
 			}
-			conn := connect(t, db)
-			exec(t, conn, test.sql)
+			conn := testkit.Connect(t, db)
+			testkit.Exec(t, conn, test.sql)
 			before := schemas(t, conn)
 			for _, run := range []func() error{
 				func() error { _, err := Check(t.Context(), options(db)); return err },
@@ -222,7 +224,7 @@ func TestRefusals(t *testing.T) {
 				require.ErrorContains(t, err, test.want, test.name)
 			}
 			require.Equal(t, before, schemas(t, conn), test.name)
-			exec(t, conn, test.undo)
+			testkit.Exec(t, conn, test.undo)
 		}
 		_, err := Run(t.Context(), options(db))
 		require.NoError(t, err, "all is mended")
@@ -232,6 +234,6 @@ func TestRefusals(t *testing.T) {
 // schemas is what a refused conversion must leave as it is.
 func schemas(t *testing.T, conn *pgx.Conn) []string {
 	t.Helper()
-	return collect[string](t, conn, `SELECT relnamespace::regnamespace || '.' || relname FROM pg_class WHERE relnamespace::regnamespace::text !~ '^pg_|information'
+	return testkit.Column[string](t, conn, `SELECT relnamespace::regnamespace || '.' || relname FROM pg_class WHERE relnamespace::regnamespace::text !~ '^pg_|information'
 		UNION ALL SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' UNION ALL SELECT tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1`)
 }

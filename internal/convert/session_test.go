@@ -26,13 +26,13 @@ func TestSettingsOfTheDatabase(t *testing.T) {
 			conn := old(t, db)
 			before := content(t, conn, "audit_log")
 			for _, setting := range test.settings {
-				exec(t, conn, `ALTER DATABASE `+collect[string](t, conn, `SELECT quote_ident(current_database())`)[0]+` SET `+setting)
+				testkit.Exec(t, conn, `ALTER DATABASE `+testkit.Column[string](t, conn, `SELECT quote_ident(current_database())`)[0]+` SET `+setting)
 			}
 			o := options(db)
 			o.Report = func(p Progress) {
 				// Between two statements, and in the midst of a transaction.
 				if p.Stage == "comparing both tables" || p.Stage == "looking at the table" {
-					exec(t, conn, `SELECT pg_sleep(1.2)`)
+					testkit.Exec(t, conn, `SELECT pg_sleep(1.2)`)
 				}
 			}
 			_, err := Run(t.Context(), o)
@@ -48,8 +48,8 @@ func TestSettingsOfTheDatabase(t *testing.T) {
 func TestTriggersWaitThoughSerializable(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := old(t, db)
-		exec(t, conn, `ALTER DATABASE `+collect[string](t, conn, `SELECT quote_ident(current_database())`)[0]+` SET default_transaction_isolation = 'serializable'`)
-		writing := connect(t, db)
+		testkit.Exec(t, conn, `ALTER DATABASE `+testkit.Column[string](t, conn, `SELECT quote_ident(current_database())`)[0]+` SET default_transaction_isolation = 'serializable'`)
+		writing := testkit.Connect(t, db)
 		var committed bool
 		watch := func(p Progress) {
 			if p.Stage != "beginning to note changes" || p.Note != "" {
@@ -79,7 +79,7 @@ func TestTriggersWaitThoughSerializable(t *testing.T) {
 		_, err := Run(t.Context(), o)
 		require.NoError(t, err)
 		require.True(t, committed)
-		require.Equal(t, []string{"late"}, collect[string](t, conn, `SELECT action::text FROM audit_log WHERE action = 'late'`))
+		require.Equal(t, []string{"late"}, testkit.Column[string](t, conn, `SELECT action::text FROM audit_log WHERE action = 'late'`))
 	})
 }
 

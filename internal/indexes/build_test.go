@@ -14,18 +14,18 @@ import (
 // TestDefinitions: what we say of an index is what Postgres says of it, on audit_log and on a partition, so that it is recognized whatever its name is.
 func TestDefinitions(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		conn := connect(t, db)
-		exec(t, conn, `CREATE TABLE plain (LIKE audit_log)`)
+		conn := testkit.Connect(t, db)
+		testkit.Exec(t, conn, `CREATE TABLE plain (LIKE audit_log)`)
 		for _, profile := range [][]Index{{hot}, full, lean} {
 			for n, i := range profile {
-				exec(t, conn, `CREATE INDEX some_name ON plain `+i.definition())
+				testkit.Exec(t, conn, `CREATE INDEX some_name ON plain `+i.definition())
 				r, err := look(t.Context(), conn, "plain")
 				require.NoError(t, err)
 				require.Equal(t, []present{{Name: "some_name", Definition: i.definition(), Valid: true}}, r.indexes)
 				missing, err := Missing(t.Context(), conn, "plain", profile)
 				require.NoError(t, err)
 				require.Equal(t, append(append([]Index{}, profile[:n]...), profile[n+1:]...), missing)
-				exec(t, conn, `DROP INDEX some_name`)
+				testkit.Exec(t, conn, `DROP INDEX some_name`)
 			}
 		}
 	})
@@ -34,7 +34,7 @@ func TestDefinitions(t *testing.T) {
 // TestChoose: an empty audit_log has exactly the indexes of each choice, in any order of choices.
 func TestChoose(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		p := partition(t, conn, 0)
 		for _, c := range append(choices, choices...) {
 			require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, c) }))
@@ -57,7 +57,7 @@ func TestChoose(t *testing.T) {
 				require.ElementsMatch(t, wanted, definitions, "%s of %s", table, c)
 			}
 		}
-		exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-03-05', 'a', 'success')`)
+		testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-03-05', 'a', 'success')`)
 		err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, choices[0]) })
 		require.ErrorIs(t, err, ErrNotEmpty)
 	})
@@ -66,11 +66,11 @@ func TestChoose(t *testing.T) {
 // TestCreate: a partition gets an index of its own once, whatever an interrupted build left, in audit_log's schema, and never in place of something else.
 func TestCreate(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, Choice{Lean, Deferred}) }))
 		p := partition(t, conn, 0)
 		// Another schema goes first, with a table of the same name.
-		exec(t, conn, `CREATE SCHEMA other; CREATE TABLE other.`+p+` (id int); SET search_path = other, public`)
+		testkit.Exec(t, conn, `CREATE SCHEMA other; CREATE TABLE other.`+p+` (id int); SET search_path = other, public`)
 		build := func(i Index) bool {
 			built, err := Create(t.Context(), conn, p, i)
 			require.NoError(t, err)
@@ -85,37 +85,37 @@ func TestCreate(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, missing)
 		}
-		require.Equal(t, []string{"audit_log_2026_03_action_idx"}, collect[string](t, conn, `SELECT c.relname::text FROM pg_class c WHERE c.oid = to_regclass('public.audit_log_2026_03_action_idx')`))
-		require.Zero(t, collect[int64](t, conn, `SELECT count(*) FROM pg_index WHERE NOT indisvalid OR indrelid = 'other.audit_log_2026_03'::regclass`)[0])
+		require.Equal(t, []string{"audit_log_2026_03_action_idx"}, testkit.Column[string](t, conn, `SELECT c.relname::text FROM pg_class c WHERE c.oid = to_regclass('public.audit_log_2026_03_action_idx')`))
+		require.Zero(t, testkit.Column[int64](t, conn, `SELECT count(*) FROM pg_index WHERE NOT indisvalid OR indrelid = 'other.audit_log_2026_03'::regclass`)[0])
 
 		// Left by builds that were ended: one by our name, one by another's (REINDEX CONCURRENTLY makes such), one of our name that is of another definition.
 		action, status, hash := full[3], full[4], full[5]
 		require.Equal(t, "action", action.X)
-		exec(t, conn, `SET search_path = public`)
-		exec(t, conn, `ALTER INDEX audit_log_2026_03_status_idx RENAME TO audit_log_2026_03_status_idx_ccnew;
+		testkit.Exec(t, conn, `SET search_path = public`)
+		testkit.Exec(t, conn, `ALTER INDEX audit_log_2026_03_status_idx RENAME TO audit_log_2026_03_status_idx_ccnew;
 			DROP INDEX audit_log_2026_03_hash_idx; CREATE INDEX audit_log_2026_03_hash_idx ON audit_log_2026_03 (ttl);
 			UPDATE pg_index SET indisvalid = false WHERE indexrelid IN ('audit_log_2026_03_action_idx'::regclass, 'audit_log_2026_03_status_idx_ccnew'::regclass, 'audit_log_2026_03_hash_idx'::regclass)`)
 		for _, i := range []Index{action, status, hash} {
 			require.True(t, build(i), i.X)
 			require.False(t, build(i), i.X)
 		}
-		require.Zero(t, collect[int64](t, conn, `SELECT count(*) FROM pg_index WHERE NOT indisvalid`)[0])
-		require.Empty(t, collect[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE '%ccnew'`))
+		require.Zero(t, testkit.Column[int64](t, conn, `SELECT count(*) FROM pg_index WHERE NOT indisvalid`)[0])
+		require.Empty(t, testkit.Column[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE '%ccnew'`))
 
 		// What is a DBA's stays. In another schema it is in nobody's way.
-		exec(t, conn, `DROP INDEX audit_log_2026_03_action_idx; CREATE INDEX audit_log_2026_03_action_idx ON other.audit_log_2026_03 (id)`)
+		testkit.Exec(t, conn, `DROP INDEX audit_log_2026_03_action_idx; CREATE INDEX audit_log_2026_03_action_idx ON other.audit_log_2026_03 (id)`)
 		require.True(t, build(action))
 		for _, other := range []struct{ create, drop string }{
 			{`CREATE INDEX audit_log_2026_03_action_idx ON audit_log_2026_03 (ttl)`, `DROP INDEX audit_log_2026_03_action_idx`},
 			{`CREATE UNIQUE INDEX audit_log_2026_03_action_idx ON audit_log_2026_03 (action, id, timestamp)`, `DROP INDEX audit_log_2026_03_action_idx`},
 			{`CREATE TABLE audit_log_2026_03_action_idx ()`, `DROP TABLE audit_log_2026_03_action_idx`},
 		} {
-			exec(t, conn, `DROP INDEX IF EXISTS audit_log_2026_03_action_idx; `+other.create)
+			testkit.Exec(t, conn, `DROP INDEX IF EXISTS audit_log_2026_03_action_idx; `+other.create)
 			_, err := Create(t.Context(), conn, p, action)
 			var taken *NameTakenError
 			require.ErrorAs(t, err, &taken)
 			require.Equal(t, `"public"."audit_log_2026_03_action_idx"`, taken.Name)
-			exec(t, conn, other.drop)
+			testkit.Exec(t, conn, other.drop)
 		}
 		_, err := Create(t.Context(), conn, "audit_log_2026_04", action)
 		require.ErrorIs(t, err, ErrNoTable)
@@ -127,7 +127,7 @@ func TestCreate(t *testing.T) {
 // TestCreateBesideParents: while audit_log's index is there, a partition can have its own of that definition, which stays when that goes.
 func TestCreateBesideParents(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		p := partition(t, conn, 0)
 		missing, err := Missing(t.Context(), conn, p, full)
 		require.NoError(t, err)
@@ -136,7 +136,7 @@ func TestCreateBesideParents(t *testing.T) {
 			built, err := Create(t.Context(), conn, p, i)
 			require.NoError(t, err)
 			require.True(t, built)
-			exec(t, conn, `DROP INDEX `+i.Name("audit_log"))
+			testkit.Exec(t, conn, `DROP INDEX `+i.Name("audit_log"))
 		}
 		r, err := look(t.Context(), conn, p)
 		require.NoError(t, err)
@@ -162,10 +162,10 @@ func TestNames(t *testing.T) {
 // TestCreateBesideAnother: what somebody is building is invalid until it is done, and not taken for what an interrupted build left.
 func TestCreateBesideAnother(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		p := partition(t, conn, 0)
-		reader, other, own := connect(t, db), connect(t, db), connect(t, db)
-		exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
+		reader, other, own := testkit.Connect(t, db), testkit.Connect(t, db), testkit.Connect(t, db)
+		testkit.Exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
 		ended := make(chan error, 2)
 		go func() {
 			_, err := other.Exec(t.Context(), `CREATE INDEX CONCURRENTLY dbas ON audit_log_2026_03 USING btree (action)`)
@@ -173,7 +173,7 @@ func TestCreateBesideAnother(t *testing.T) {
 		}()
 		waiting := func(event string) func() bool {
 			return func() bool {
-				return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = $1`, event)[0] == 1
+				return testkit.Column[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = $1`, event)[0] == 1
 			}
 		}
 		testkit.Eventually(t, patient, "it builds", waiting("virtualxid"))
@@ -185,10 +185,10 @@ func TestCreateBesideAnother(t *testing.T) {
 			ended <- err
 		}()
 		testkit.Eventually(t, patient, "ours waits", waiting("relation"))
-		exec(t, reader, `COMMIT`)
+		testkit.Exec(t, reader, `COMMIT`)
 		require.NoError(t, <-ended)
 		require.NoError(t, <-ended)
-		require.Equal(t, []string{"dbas"}, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index x JOIN pg_class c ON c.oid = indexrelid
+		require.Equal(t, []string{"dbas"}, testkit.Column[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index x JOIN pg_class c ON c.oid = indexrelid
 			WHERE indrelid = 'audit_log_2026_03'::regclass AND pg_get_indexdef(indexrelid) LIKE '%(action)' AND NOT c.relispartition`))
 	})
 }

@@ -25,14 +25,14 @@ func now() time.Time { return month.AddDate(0, 2, 9) }
 // world has three months with rows, an index that a DBA made on audit_log and one on a partition, and a partition that was detached and may come back.
 func world(t *testing.T, db string) *pgx.Conn {
 	t.Helper()
-	conn := connect(t, db)
+	conn := testkit.Connect(t, db)
 	for n := range 3 {
 		partition(t, conn, n)
 	}
-	exec(t, conn, `INSERT INTO audit_log (timestamp, principal_id, action, status) SELECT '2026-03-01 00:00+00'::timestamptz + make_interval(hours => n), 'p' || n % 7, 'a' || n % 3, 'success' FROM generate_series(0, 2180) n`)
-	exec(t, conn, `CREATE INDEX audit_log_ttl_idx ON audit_log (ttl); CREATE INDEX audit_log_2026_03_mine_idx ON audit_log_2026_03 (event_version);
+	testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, principal_id, action, status) SELECT '2026-03-01 00:00+00'::timestamptz + make_interval(hours => n), 'p' || n % 7, 'a' || n % 3, 'success' FROM generate_series(0, 2180) n`)
+	testkit.Exec(t, conn, `CREATE INDEX audit_log_ttl_idx ON audit_log (ttl); CREATE INDEX audit_log_2026_03_mine_idx ON audit_log_2026_03 (event_version);
 		CREATE INDEX audit_log_2026_04_hidden_idx ON audit_log_2026_04 (event_version)`)
-	exec(t, conn, `SELECT create_audit_log_partition('audit_log_2026_02', '2026-02-01 00:00+00', '2026-03-01 00:00+00');
+	testkit.Exec(t, conn, `SELECT create_audit_log_partition('audit_log_2026_02', '2026-02-01 00:00+00', '2026-03-01 00:00+00');
 		INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-02-05', 'a', 'success');
 		ALTER TABLE audit_log DETACH PARTITION audit_log_2026_02;
 		INSERT INTO audit_partition_event (partition_name, kind, state, lower_bound, upper_bound) VALUES ('audit_log_2026_02', 'drop', 'detached', '2026-02-01 00:00+00', '2026-03-01 00:00+00')`)
@@ -42,7 +42,7 @@ func world(t *testing.T, db string) *pgx.Conn {
 // run is a change as the command makes it.
 func run(t *testing.T, db string, to Choice) []Step {
 	t.Helper()
-	conn := connect(t, db)
+	conn := testkit.Connect(t, db)
 	var did []Step
 	require.NoError(t, Change{To: to, Grace: time.Hour, Now: now, Did: func(s Step) { did = append(did, s) }}.Run(t.Context(), conn))
 	return did
@@ -54,7 +54,7 @@ func requireExactly(t *testing.T, conn *pgx.Conn, c Choice) {
 	had, err := Chosen(t.Context(), conn)
 	require.NoError(t, err)
 	require.Equal(t, c, had)
-	require.Empty(t, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE NOT (indisvalid AND indisready AND indislive)`))
+	require.Empty(t, testkit.Column[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE NOT (indisvalid AND indisready AND indislive)`))
 	parent, tables, err := survey(t.Context(), conn)
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, len(tables), 4)
@@ -93,7 +93,7 @@ func writing(t *testing.T, db string) (stop func() int64) {
 	var written atomic.Int64
 	failed := make(chan error, 3)
 	for n := range 3 {
-		conn := connect(t, db)
+		conn := testkit.Connect(t, db)
 		group.Go(func() {
 			for ctx.Err() == nil {
 				// As long as locks are waited for in a try, with time for a slow machine.
@@ -128,7 +128,7 @@ func writing(t *testing.T, db string) (stop func() int64) {
 func TestChange(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := world(t, db)
-		before := collect[int64](t, conn, `SELECT count(*) FROM audit_log`)[0]
+		before := testkit.Column[int64](t, conn, `SELECT count(*) FROM audit_log`)[0]
 		stop := writing(t, db)
 		at := choices[0]
 		for _, next := range []int{2, 3, 1, 0} {
@@ -148,10 +148,10 @@ func TestChange(t *testing.T) {
 		}
 		written := stop()
 		require.Positive(t, written)
-		require.Equal(t, before+written, collect[int64](t, conn, `SELECT count(*) FROM audit_log`)[0])
-		require.Equal(t, int64(4), collect[int64](t, conn, `SELECT count(*) FROM audit_partition_event WHERE kind = 'index' AND state = 'done'`)[0])
+		require.Equal(t, before+written, testkit.Column[int64](t, conn, `SELECT count(*) FROM audit_log`)[0])
+		require.Equal(t, int64(4), testkit.Column[int64](t, conn, `SELECT count(*) FROM audit_partition_event WHERE kind = 'index' AND state = 'done'`)[0])
 		// What was detached comes back, and nothing has to be built for that.
-		exec(t, conn, `ALTER TABLE audit_log ATTACH PARTITION audit_log_2026_02 FOR VALUES FROM ('2026-02-01 00:00+00') TO ('2026-03-01 00:00+00')`)
+		testkit.Exec(t, conn, `ALTER TABLE audit_log ATTACH PARTITION audit_log_2026_02 FOR VALUES FROM ('2026-02-01 00:00+00') TO ('2026-03-01 00:00+00')`)
 	})
 }
 
@@ -165,11 +165,11 @@ func TestChangeMeanwhile(t *testing.T) {
 		change := Change{To: choices[1], Grace: time.Hour, Now: now, Did: func(s Step) {
 			if n++; n%7 == 0 || s.What == Creating {
 				name := partition(t, conn, 3+n)
-				exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ($1, 'a', 'success')`, month.AddDate(0, 3+n, 3))
+				testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ($1, 'a', 'success')`, month.AddDate(0, 3+n, 3))
 				require.NotEmpty(t, name)
 			}
 		}}
-		require.NoError(t, change.Run(t.Context(), connect(t, db)))
+		require.NoError(t, change.Run(t.Context(), testkit.Connect(t, db)))
 		require.Greater(t, n, len(steps))
 		requireExactly(t, conn, choices[1])
 		// Between the look and the lock: nothing is built under it.
@@ -188,7 +188,7 @@ func TestChangeOvertaken(t *testing.T) {
 				once.Do(func() { run(t, db, choices[0]) })
 			}
 		}}
-		require.ErrorIs(t, change.Run(t.Context(), connect(t, db)), ErrOvertaken)
+		require.ErrorIs(t, change.Run(t.Context(), testkit.Connect(t, db)), ErrOvertaken)
 		requireExactly(t, conn, choices[0])
 		// Between the look and the lock.
 		c := Change{To: choices[1], Now: now}
@@ -205,18 +205,18 @@ func TestChangeWaits(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := world(t, db)
 		run(t, db, choices[2])
-		reader := connect(t, db)
-		exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
+		reader := testkit.Connect(t, db)
+		testkit.Exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
 		stop := writing(t, db)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		own := connect(t, db)
+		own := testkit.Connect(t, db)
 		go func() { ended <- Change{To: choices[3], Grace: time.Hour, Now: now}.Run(ctx, own) }()
 		testkit.Eventually(t, patient, "it builds", func() bool {
-			return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0] == 1
+			return testkit.Column[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0] == 1
 		})
-		exec(t, conn, `SELECT count(*) FROM audit_log`)
-		exec(t, reader, `COMMIT`)
+		testkit.Exec(t, conn, `SELECT count(*) FROM audit_log`)
+		testkit.Exec(t, reader, `COMMIT`)
 		require.NoError(t, <-ended)
 		cancel()
 		requireExactly(t, conn, choices[3])
@@ -228,23 +228,23 @@ func TestChangeWaits(t *testing.T) {
 func TestChangeBeside(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
 		conn := world(t, db)
-		exec(t, conn, `CREATE INDEX audit_log_2026_04_archived_idx ON audit_log_2026_04 (ttl, event_version)`)
-		err := Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), connect(t, db))
+		testkit.Exec(t, conn, `CREATE INDEX audit_log_2026_04_archived_idx ON audit_log_2026_04 (ttl, event_version)`)
+		err := Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), testkit.Connect(t, db))
 		var taken *NameTakenError
 		require.True(t, errors.As(err, &taken), "%v", err)
-		exec(t, conn, `DROP INDEX audit_log_2026_04_archived_idx`)
+		testkit.Exec(t, conn, `DROP INDEX audit_log_2026_04_archived_idx`)
 		// A DBA's index of the same definition is taken over.
-		exec(t, conn, `CREATE INDEX dbas ON audit_log_2026_04 (archived_at) WHERE archived_at IS NOT NULL`)
+		testkit.Exec(t, conn, `CREATE INDEX dbas ON audit_log_2026_04 (archived_at) WHERE archived_at IS NOT NULL`)
 		// What has the name of audit_log's is in the way as well, and also where that comes while the partitions' are built.
-		exec(t, conn, `CREATE TABLE audit_log_bloom_idx ()`)
-		err = Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), connect(t, db))
+		testkit.Exec(t, conn, `CREATE TABLE audit_log_bloom_idx ()`)
+		err = Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), testkit.Connect(t, db))
 		require.True(t, errors.As(err, &taken), "%v", err)
-		exec(t, conn, `DROP TABLE audit_log_bloom_idx`)
+		testkit.Exec(t, conn, `DROP TABLE audit_log_bloom_idx`)
 		run(t, db, choices[1])
 		requireExactly(t, conn, choices[1])
 		// One of a profile's definition that isn't to be had is still a DBA's by its name.
-		exec(t, conn, `CREATE INDEX dbas_own ON audit_log_2026_04 (hash); CREATE INDEX dbas_wide ON audit_log (hash)`)
+		testkit.Exec(t, conn, `CREATE INDEX dbas_own ON audit_log_2026_04 (hash); CREATE INDEX dbas_wide ON audit_log (hash)`)
 		run(t, db, choices[3])
-		require.Equal(t, []string{"dbas_own", "dbas_wide"}, collect[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE 'dbas\_%' AND relkind IN ('i', 'I') ORDER BY 1`))
+		require.Equal(t, []string{"dbas_own", "dbas_wide"}, testkit.Column[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE 'dbas\_%' AND relkind IN ('i', 'I') ORDER BY 1`))
 	})
 }

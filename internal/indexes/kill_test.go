@@ -111,23 +111,23 @@ func TestChangeIsKilledInABuild(t *testing.T) {
 	require.NoError(t, err)
 	versions(t, func(t *testing.T, db string) {
 		conn := world(t, db)
-		reader := connect(t, db)
-		exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
+		reader := testkit.Connect(t, db)
+		testkit.Exec(t, reader, `BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_log`)
 		path, err := failing()
 		require.NoError(t, err)
 		cmd := osexec.CommandContext(t.Context(), path)
 		cmd.Env = append(os.Environ(), childURL+"="+db, childTo+"=lean, immediate")
 		require.NoError(t, cmd.Start())
 		building := func() int64 {
-			return collect[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0]
+			return testkit.Column[int64](t, conn, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'virtualxid' AND query LIKE 'CREATE INDEX CONCURRENTLY%'`)[0]
 		}
 		testkit.Eventually(t, patient, "it builds", func() bool { return building() == 1 })
 		require.NoError(t, cmd.Process.Kill())
 		require.Error(t, cmd.Wait())
-		exec(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND pid <> pg_backend_pid()`)
+		testkit.Exec(t, conn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND pid <> pg_backend_pid()`)
 		testkit.Eventually(t, patient, "the build is ended", func() bool { return building() == 0 })
-		require.NotEmpty(t, collect[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid`))
-		exec(t, reader, `COMMIT`)
+		require.NotEmpty(t, testkit.Column[string](t, conn, `SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid`))
+		testkit.Exec(t, reader, `COMMIT`)
 		run(t, db, choices[1])
 		requireExactly(t, conn, choices[1])
 	})

@@ -1,7 +1,6 @@
 package indexes
 
 import (
-	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -27,29 +26,6 @@ func versions(t *testing.T, test func(t *testing.T, db string)) {
 	}
 }
 
-func connect(t *testing.T, db string) *pgx.Conn {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), db)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, conn.Close(context.WithoutCancel(t.Context()))) })
-	return conn
-}
-
-func exec(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
-	t.Helper()
-	_, err := conn.Exec(t.Context(), sql, args...)
-	require.NoError(t, err)
-}
-
-func collect[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) []T {
-	t.Helper()
-	rows, err := conn.Query(t.Context(), sql, args...)
-	require.NoError(t, err)
-	all, err := pgx.CollectRows(rows, pgx.RowTo[T])
-	require.NoError(t, err)
-	return all
-}
-
 // month is the start of a partition that [partition] makes.
 var month = time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
 
@@ -58,7 +34,7 @@ func partition(t *testing.T, conn *pgx.Conn, after int) string {
 	t.Helper()
 	from := month.AddDate(0, after, 0)
 	name := from.Format("audit_log_2006_01")
-	exec(t, conn, `SELECT create_audit_log_partition($1, $2, $3)`, name, from, from.AddDate(0, 1, 0))
+	testkit.Exec(t, conn, `SELECT create_audit_log_partition($1, $2, $3)`, name, from, from.AddDate(0, 1, 0))
 	return name
 }
 
