@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -222,27 +223,29 @@ func (p *process) freeze() (family []int, err error) {
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
 	defer cancel()
-	family = []int{p.pid}
-	for i := 0; i < len(family); i++ {
-		pid := family[i]
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return family, err
+	// A generation at a time, each told at once: on a busy machine every wait for a process is a wait for a core.
+	for next := []int{p.pid}; len(next) > 0; {
+		family = append(family, next...)
+		for _, pid := range next {
+			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return family, err
+			}
 		}
 		// Only a parent that has stopped starts no more children.
-		if err := poll(ctx, time.Millisecond, func() error { return halted(pid) }); err != nil {
+		for _, pid := range next {
+			if err := poll(ctx, time.Millisecond, func() error { return halted(pid) }); err != nil {
+				return family, err
+			}
+		}
+		if next, err = childrenOf(next); err != nil {
 			return family, err
 		}
-		children, err := childrenOf(pid)
-		if err != nil {
-			return family, err
-		}
-		family = append(family, children...)
 	}
 	return family, nil
 }
 
-// childrenOf lists the processes whose parent is pid.
-func childrenOf(pid int) ([]int, error) {
+// childrenOf lists the processes whose parent is one of the given.
+func childrenOf(parents []int) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return nil, err
@@ -253,7 +256,7 @@ func childrenOf(pid int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, parent, ok := statusOf(child); ok && parent == pid {
+		if _, parent, ok := statusOf(child); ok && slices.Contains(parents, parent) {
 			children = append(children, child)
 		}
 	}
@@ -285,8 +288,8 @@ func gone(pid int) error {
 
 // halted fails while a process may still do something.
 func halted(pid int) error {
-	if state, _, ok := statusOf(pid); ok && state != "T" && state != "t" {
-		return gone(pid)
+	if state, _, ok := statusOf(pid); ok && state != "T" && state != "t" && state != "Z" && state != "X" {
+		return fmt.Errorf("process %d is still in state %s", pid, state)
 	}
 	return nil
 }
