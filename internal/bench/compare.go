@@ -101,7 +101,7 @@ type digest struct {
 func (db *database) digest(ctx context.Context) (d digest, err error) {
 	err = db.conn.QueryRow(ctx, `
 		SELECT count(*), coalesce(sum(hashtextextended(ROW(timestamp, ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status,
-			outcome_description, correlation_id, data_classification, archived_at)::text, 0)), 0)::text
+			outcome_description, hash, correlation_id, data_classification, archived_at)::text, 0)), 0)::text
 		FROM audit_log`).Scan(&d.Rows, &d.Sum)
 	if err != nil {
 		return d, fmt.Errorf("sum up the rows: %w", err)

@@ -22,6 +22,7 @@ type Generator struct {
 	prehash []byte
 	stamp   []byte
 	fields  hashing.Fields
+	hashAll bool
 }
 
 // New returns a generator whose events depend on nothing but the seed and the
@@ -30,6 +31,10 @@ func New(seed uint64) *Generator {
 	//nolint:gosec // G404: sample data has to be repeatable, not secret.
 	return &Generator{rng: rand.New(rand.NewPCG(seed, 0x61756469747369))}
 }
+
+// HashAll lets every event carry its hash from now on. Otherwise one in four
+// does.
+func (g *Generator) HashAll() { g.hashAll = true }
 
 // Next invents one event that happened up to two seconds before now. The value
 // is a valid event, about 600 bytes of JSON; the key is its organization or,
@@ -108,7 +113,7 @@ func (g *Generator) event(now time.Time) (key []byte) {
 	from = len(b)
 	b = appendUUID(b, r)
 	correlation := b[from:]
-	if r.IntN(4) == 0 { // some producers hash their events, most don't
+	if r.IntN(4) == 0 || g.hashAll { // some producers hash their events, most don't
 		g.prehash = hashing.AppendPrehash(g.prehash[:0], f)
 		b = append(b, `","hashAlgorithm":"SHA-256","hash":"`...)
 		b = appendHexSum(b, g.prehash)

@@ -99,6 +99,25 @@ func TestDeterministic(t *testing.T) {
 	require.Equal(t, 1000, differ)
 }
 
+// What else an event holds doesn't depend on whether all carry their hash.
+func TestHashAll(t *testing.T) {
+	some, all := sample.New(7), sample.New(7)
+	all.HashAll()
+	for range 100 {
+		_, value := some.Next(now)
+		_, hashed := all.Next(now)
+		var a, b map[string]any
+		require.NoError(t, json.Unmarshal(value, &a))
+		require.NoError(t, json.Unmarshal(hashed, &b))
+		require.Contains(t, b, "hash")
+		if a["hash"] == nil {
+			delete(b, "hash")
+			delete(b, "hashAlgorithm")
+		}
+		require.Equal(t, a, b)
+	}
+}
+
 func TestNextKeepsNothingOfTheCallers(t *testing.T) {
 	g := sample.New(3)
 	key, value := g.Next(now)
