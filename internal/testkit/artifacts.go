@@ -229,10 +229,13 @@ func postgres15(ctx context.Context) (string, error) {
 	return "", fmt.Errorf("PostgreSQL 15 is not installed (looked in %s): apt-get install postgresql-15", strings.Join(tried, ", "))
 }
 
-// testbed returns the folder of this user that the caches and the servers' data are in. Every user
-// may pass through it, since Postgres runs as nobody when the tests run as root.
-func testbed() (string, error) {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("auditsink-testbed-%d", os.Getuid()))
+// testbed returns the folder of this user that the caches are in, and the servers' data where it isn't in memory.
+func testbed() (string, error) { return ownFolder(os.TempDir()) }
+
+// ownFolder returns this user's folder in a place that many share. Every user may pass through it, since
+// Postgres runs as nobody when the tests run as root.
+func ownFolder(parent string) (string, error) {
+	dir := filepath.Join(parent, fmt.Sprintf("auditsink-testbed-%d", os.Getuid()))
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // see above
 		return "", fmt.Errorf("make the test bed's folder: %w", err)
 	}

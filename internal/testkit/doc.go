@@ -11,5 +11,5 @@
 //
 // The servers come from Maven Central and from Debian. What is missing on the machine is an error
 // that names the Debian package, never a skipped test. Servers are children of the test process and
-// die with it, however it ends. The package is for Linux only.
+// die with it, however it ends. Their data is on disk for the benchmark, in memory for tests. The package is for Linux only.
 package testkit

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -21,12 +22,12 @@ type place struct {
 
 // newPlace makes a folder for a server. It also removes the folders of test processes that died.
 func newPlace(ctx context.Context, kind string) (*place, error) {
-	home, err := testbed()
+	home, err := serversHome()
 	if err != nil {
 		return nil, err
 	}
 	servers := filepath.Join(home, "servers")
-	if err := os.MkdirAll(servers, 0o755); err != nil { //nolint:gosec // see testbed
+	if err := os.MkdirAll(servers, 0o755); err != nil { //nolint:gosec // see ownFolder
 		return nil, fmt.Errorf("make a folder for the servers: %w", err)
 	}
 	// Nobody may sweep between the making of the folder and its lock.
@@ -42,7 +43,7 @@ func newPlace(ctx context.Context, kind string) (*place, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a folder for %s: %w", kind, err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // see testbed
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // see ownFolder
 		return nil, fmt.Errorf("open the folder for %s: %w", kind, err)
 	}
 	lock, err := tryLock(dir + ".lock")
@@ -50,6 +51,40 @@ func newPlace(ctx context.Context, kind string) (*place, error) {
 		return nil, fmt.Errorf("lock the folder for %s: %w", kind, err)
 	}
 	return &place{dir: dir, locks: []*os.File{lock}}, nil
+}
+
+// inMemory is whether servers' data goes to memory where there is room: the tests', not the benchmark's.
+var inMemory atomic.Bool
+
+// memory is the file system in memory that Linux has for everybody.
+const memory = "/dev/shm"
+
+// serversHome returns the folder that new servers' data goes to. In memory tests take half the time, most of which is the making and removing of indexes' files. They
+// lose nothing by it: what ends a server here is a signal, and then files keep what was written to them wherever they are.
+func serversHome() (string, error) {
+	if inMemory.Load() && roomInMemory() {
+		return ownFolder(memory)
+	}
+	return testbed()
+}
+
+// roomInMemory tells whether there are 8 GiB for files in memory, of which a test process's servers may take about half.
+func roomInMemory() bool {
+	const room = 8 << 30
+	var files syscall.Statfs_t
+	if err := syscall.Statfs(memory, &files); err != nil || files.Bavail*uint64(files.Bsize) < room { //nolint:gosec // a block's size is positive
+		return false
+	}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return false
+	}
+	_, available, _ := strings.Cut(string(text), "MemAvailable:")
+	var kB uint64
+	if _, err := fmt.Sscan(available, &kB); err != nil {
+		return false
+	}
+	return kB<<10 >= room
 }
 
 // sweep removes the folders in servers whose lock nobody holds.

@@ -92,7 +92,7 @@ func newDisk(server string, size int64, account *syscall.Credential) (string, er
 		return "", errors.New("only root may mount one: run the tests as root")
 	}
 	folder := filepath.Join(server, disks)
-	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // see testbed
+	if err := os.MkdirAll(folder, 0o755); err != nil { //nolint:gosec // see ownFolder
 		return "", err
 	}
 	disk, err := os.MkdirTemp(folder, "small_")

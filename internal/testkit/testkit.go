@@ -16,11 +16,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main runs a package's tests, for its TestMain. It then closes the servers that the tests shared,
-// and fails when a goroutine is left. It does not return.
+// Main runs a package's tests, for its TestMain, with the servers' data in memory where there is room. It
+// then closes the servers that the tests shared, and fails when a goroutine is left. It does not return.
 //
 //	func TestMain(m *testing.M) { testkit.Main(m) }
 func Main(m *testing.M, options ...goleak.Option) {
+	inMemory.Store(true)
 	code := m.Run()
 	if err := errors.Join(sharedPostgres.close(), sharedKafka.close()); err != nil {
 		fmt.Fprintf(os.Stderr, "testkit: close the servers: %v\n", err)
