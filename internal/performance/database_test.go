@@ -174,7 +174,8 @@ func TestWALAndCheckpoints(t *testing.T) {
 		r := b.next(c).Database
 		require.InDelta(b, wal, r.WAL.Bytes, 0.1*wal)
 		require.InDelta(b, float64(r.WAL.Bytes)/60, r.WAL.BytesPerSecond, 1)
-		require.InDelta(b, pages, r.WAL.FullPageImages, 0.3*float64(pages))
+		require.GreaterOrEqual(b, r.WAL.FullPageImages, pages)
+		require.Less(b, r.WAL.FullPageImages, 3*pages, "the primary key's pages, and some that the server touches by itself")
 		require.Greater(b, r.WAL.Records, int64(20_000))
 		require.Equal(b, start, r.WAL.Since)
 		require.Zero(b, r.Checkpoints.Requested)
