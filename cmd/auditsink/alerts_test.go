@@ -130,7 +130,7 @@ lane_halted:         {cool_down: 0s}
 slow_queries:        {threshold: 1, window: 4s, for: 0s, cool_down: 0s}
 low_hit_ratio:       {threshold: 0.5, window: 10s, for: 0s, cool_down: 0s}
 pool_starved:        {window: 2s, for: 1s, cool_down: 0s}
-connection_failures: {threshold: 2, window: 4s, cool_down: 0s}
+connection_failures: {threshold: 1, window: 12s, cool_down: 0s}
 partitions_future:   {for: 0s, cool_down: 0s}
 maintenance_stale:   {threshold: 5, for: 500ms, cool_down: 0s}
 quarantine_rising:   {threshold: 5, window: 4s, cool_down: 0s}

@@ -179,8 +179,8 @@ func TestInspectTooLarge(t *testing.T) {
 		allocated := testing.Benchmark(func(b *testing.B) {
 			for b.Loop() {
 				var code int
-				// 256 MiB, and a multiple of four for base64.
-				in := io.MultiReader(&endless{256 << 20}, strings.NewReader("\n\n"))
+				// 64 MiB, and a multiple of four for base64.
+				in := io.MultiReader(&endless{64 << 20}, strings.NewReader("\n\n"))
 				code, lines, _ = inspect(t, in, args...)
 				require.Equal(t, 0, code)
 			}

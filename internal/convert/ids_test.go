@@ -3,6 +3,7 @@ package convert
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"auditsink/internal/testkit"
 
@@ -46,7 +47,7 @@ func take(t *testing.T, db string, stop <-chan struct{}) error {
 		select {
 		case <-stop:
 			return nil
-		default:
+		case <-time.After(breath):
 		}
 		_, err := conn.Exec(t.Context(), `INSERT INTO given SELECT nextval('audit_log_id_seq')`)
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "2200H" { // sequence_generator_limit_exceeded

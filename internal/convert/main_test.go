@@ -51,11 +51,11 @@ const replacedRows = `
 		('2016-02-29 23:59:59.999999+00', 'leap.day', 'attempt'), ('2016-03-01 00:00:00+00', 'after', 'success'), ('1970-01-01 00:00:00+00', 'the first', 'success');
 	SELECT setval('audit_log_id_seq', 1000);
 	INSERT INTO audit_log (timestamp, principal_id, organization_id, action, status, outcome_description, hash, retention_policy, processing_latency, archived_at, details, data_classification)
-	SELECT CASE WHEN i % 5 = 0 THEN '2024-05-17 10:00:00.123456+00' ELSE date_trunc('month', now()) - make_interval(months => i % 20) - make_interval(secs => i * 60.000001) END,
+	SELECT CASE WHEN i % 5 = 0 THEN '2024-05-17 10:00:00.123456+00' ELSE date_trunc('month', now()) - make_interval(months => i % 8) - make_interval(secs => i * 60.000001) END,
 	       nullif('usér-' || i % 7, 'usér-3'), 'org 机构 ' || i % 3, 'action.' || i % 11, (ARRAY['attempt', 'success', 'failure'])[1 + i % 3], CASE i % 4 WHEN 0 THEN E'line\nand "quotes", \\ 🏥' END,
 	       encode(sha256(i::text::bytea), 'hex'), CASE i % 6 WHEN 0 THEN NULL WHEN 1 THEN 'nobody knows' WHEN 2 THEN '2555' ELSE 'standard' END, i % 100,
 	       CASE i % 9 WHEN 0 THEN now() END, CASE i % 3 WHEN 0 THEN jsonb_build_object('n', i, 'text', 'ärztin', 'list', '[1, 2.50, null]'::jsonb) END, 'PHI'
-	FROM generate_series(1, 5000) i;
+	FROM generate_series(1, 2000) i;
 	DELETE FROM audit_log WHERE id % 13 = 0;
 	INSERT INTO audit_integrity_log (audit_log_id, verification_status, verification_details) SELECT id, 'success', '{"by": "hand"}' FROM audit_log WHERE id % 100 = 1;
 	SELECT nextval('audit_log_id_seq') FROM generate_series(1, 10);`
