@@ -119,9 +119,7 @@ func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64)
 	if l.phase != running || len(records) == 0 {
 		return 0, 0
 	}
-	if l.since.IsZero() {
-		l.since = now
-	}
+	before := l.reached
 	taken := make([]event.Record, 0, len(records))
 	from := 0 // of taken, the records of one leader epoch
 	for _, r := range records {
@@ -144,6 +142,9 @@ func (l *lane) put(records []*kgo.Record, now time.Time) (rows int, bytes int64)
 		taken = append(taken, rec)
 	}
 	l.enqueue(taken[from:], now)
+	if l.since.IsZero() && l.reached > before { // else there is nothing to be stored yet
+		l.since = now
+	}
 	l.bytes += bytes
 	l.faults = 0
 	l.signal()

@@ -173,6 +173,22 @@ func TestOldEnoughCountsTheFlush(t *testing.T) {
 	})
 }
 
+// TestOldRecordsDoNotAge: a fetch of nothing but what was taken before doesn't make what comes next older than it is.
+func TestOldRecordsDoNotAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLane(wide)
+		l.put(records(0, 1), time.Now())
+		l.stored(due(t, l))
+		l.put(records(0, 1), time.Now())
+		time.Sleep(time.Minute)
+		l.put(records(1, 2), time.Now())
+		began := time.Now()
+		b := due(t, l)
+		require.GreaterOrEqual(t, time.Since(began), wide.interval/2)
+		require.Len(t, b.Records, 1)
+	})
+}
+
 func TestHolesMoveThePosition(t *testing.T) {
 	l := newTestLane(wide)
 	l.put(records(2, 5), time.Now())
