@@ -225,7 +225,7 @@ func measure(t *testing.T, db string) map[string]locked {
 	_, err = Upkeep(ctx, traced, term, now)
 	require.NoError(t, err)
 	exec(t, pool, `CREATE INDEX audit_log_2025_11_timestamp_brin_idx ON audit_log_2025_11 USING brin (timestamp)`)
-	_, err = Summarize(ctx, traced, term, at("2025-11-20"))
+	_, err = (&Summarizer{DB: traced, Now: func() time.Time { return at("2025-11-20") }}).Summarize(ctx, term)
 	require.NoError(t, err)
 	// Rows of the policy 1 (that is 30 days) expire on November 4th; the others, and so the partition, on December 31st.
 	quick := Retention{Enforce: true, MinDays: 30}

@@ -31,15 +31,7 @@ func (m Maintenance) Round(ctx context.Context, term Term) ([]fmt.Stringer, erro
 	if upkeep != nil {
 		upkeep = fmt.Errorf("look after ended partitions: %w", upkeep)
 	}
-	done = append(done, cared...)
-	if errors.Is(upkeep, ErrDeposed) || ctx.Err() != nil {
-		return done, errors.Join(err, upkeep)
-	}
-	left, summarize := strung(Summarize(ctx, m.DB, term, m.Now()))
-	if summarize != nil {
-		summarize = fmt.Errorf("summarize BRIN indexes: %w", summarize)
-	}
-	return append(done, left...), errors.Join(err, upkeep, summarize)
+	return append(done, cared...), errors.Join(err, upkeep)
 }
 
 // Change is the part of a round that creates and removes, and leaves out the upkeep of what there is.

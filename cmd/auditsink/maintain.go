@@ -20,6 +20,9 @@ import (
 // watchInterval is how often every worker, leading or not, looks at the table partitions for metrics and health.
 const watchInterval = time.Minute
 
+// summarizeInterval is how often the leader summarizes the new pages of the partitions that take rows: what comes in between is read by each query of such a partition.
+const summarizeInterval = time.Minute
+
 // maintain takes part in the election of the leader, and maintains the table partitions whenever this worker leads, until ctx ends; then another
 // worker takes over at once. It also tells metrics and health about them. Nothing that happens to it ends the worker.
 func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch *partitions.Watch, cache *query.Cache, optimizer *performance.Optimizer, m *metrics.Metrics, log *zap.Logger) error {
@@ -34,6 +37,7 @@ func maintain(ctx context.Context, cfg config.Config, pool *postgres.Pool, watch
 	maintainer.builder = partitions.Builder{
 		DB: pool.Pool, Grace: cfg.IndexGrace, Now: time.Now, Every: min(watchInterval, cfg.MaintenanceInterval), Told: maintainer.built,
 	}
+	maintainer.summarizer = &partitions.Summarizer{DB: pool.Pool, Now: time.Now, Every: min(summarizeInterval, cfg.MaintenanceInterval), Told: maintainer.summarized}
 	if err := lease(cfg, watch, m, log).Lead(ctx, pool.Pool, maintainer.lead); err != nil {
 		return fmt.Errorf("maintain the table partitions: %w", err)
 	}
@@ -75,23 +79,25 @@ func lease(cfg config.Config, watch *partitions.Watch, m *metrics.Metrics, log *
 
 // maintainer is the work of the leader.
 type maintainer struct {
-	work      partitions.Maintenance
-	builder   partitions.Builder
-	interval  time.Duration
-	watch     *partitions.Watch
-	cache     *query.Cache
-	optimizer *performance.Optimizer
-	metrics   *metrics.Metrics
-	log       *zap.Logger
+	work       partitions.Maintenance
+	builder    partitions.Builder
+	summarizer *partitions.Summarizer
+	interval   time.Duration
+	watch      *partitions.Watch
+	cache      *query.Cache
+	optimizer  *performance.Optimizer
+	metrics    *metrics.Metrics
+	log        *zap.Logger
 }
 
 // lead makes a round at once and then one every AUDITSINK_MAINTENANCE_INTERVAL, until ctx ends or the term does. A round that fails is made again at
 // its next time: partitions are there for months ahead.
 //
-// Beside the rounds it builds deferred indexes, which takes longer than a round may.
+// Beside the rounds it builds deferred indexes, which takes longer than a round may, and summarizes BRIN indexes, which is due more often.
 func (w *maintainer) lead(ctx context.Context, term partitions.Term) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return w.builder.Run(ctx, term) })
+	group.Go(func() error { return w.summarizer.Run(ctx, term) })
 	group.Go(func() error { return w.rounds(ctx, term) })
 	return group.Wait()
 }
@@ -172,6 +178,15 @@ func (w *maintainer) built(did partitions.Care, err error) {
 		return
 	}
 	w.tell(did)
+}
+
+// summarized is told of BRIN indexes that couldn't be summarized.
+func (w *maintainer) summarized(left partitions.Care, err error) {
+	if err != nil {
+		w.log.Error("BRIN indexes can't be summarized, trying again", zap.Error(postgres.Explain(err)))
+		return
+	}
+	w.tell(left)
 }
 
 // maintenance is the leader's work by the settings.
