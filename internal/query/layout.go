@@ -16,6 +16,10 @@ const layoutAge = time.Minute
 // has 6,400 for all by default; were they taken up, ingest would fail too.
 const manyPartitions = 8
 
+// scatteredBelow is the correlation of the rows' order with their time (pg_stats) below which a table partition counts as scattered. At 0.9 a few minutes are spread over a quarter of it: two
+// lanes that are as far apart have that.
+const scatteredBelow = 0.9
+
 // beginning and end are where time begins and ends for us.
 var (
 	beginning = time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -32,6 +36,8 @@ type partition struct {
 	table    string // quoted as SQL wants it
 	from, to time.Time
 	bare     bool // it has no B-tree on timestamp
+	// scattered: its rows aren't in the order of their time. Some minutes of them are in most of its blocks.
+	scattered bool
 }
 
 // window is a part of a range that one statement asks for.
@@ -97,13 +103,16 @@ func (r *Reader) layoutNow(ctx context.Context) (*layout, error) {
 		SELECT b.relid::regclass::text, b.lower_bound, b.upper_bound, NOT EXISTS (
 			SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = b.relid AND a.attnum = i.indkey[0] AND a.attname = 'timestamp'
 			JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam AND m.amname = 'btree'
-			WHERE i.indrelid = b.relid AND i.indisvalid AND i.indpred IS NULL)
-		FROM audit_log_partition_bounds() b WHERE NOT b.is_default`}
+			WHERE i.indrelid = b.relid AND i.indisvalid AND i.indpred IS NULL),
+			coalesce((SELECT abs(s.correlation) < ` + fmt.Sprint(scatteredBelow) + ` FROM pg_stats s
+				WHERE s.schemaname = n.nspname AND s.tablename = c.relname AND s.attname = 'timestamp' AND NOT s.inherited), false)
+		FROM audit_log_partition_bounds() b JOIN pg_class c ON c.oid = b.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT b.is_default
+		ORDER BY b.lower_bound NULLS FIRST`}
 	err := r.watched(ctx, "partitions", func(ctx context.Context, s *session) error {
 		return s.read(ctx, list, func() { l.partitions = nil }, func(rows pgx.Rows) error {
 			p := partition{from: beginning, to: end}
 			var lower, upper *time.Time
-			if err := rows.Scan(&p.table, &lower, &upper, &p.bare); err != nil {
+			if err := rows.Scan(&p.table, &lower, &upper, &p.bare, &p.scattered); err != nil {
 				return err
 			}
 			if lower != nil {

@@ -26,7 +26,7 @@ const (
 // usualPieces: at 10,000 events/s the first one holds 100,000, which the server sorts for a page in a tenth of a second.
 var usualPieces = pieces{first: 10 * time.Second, events: 2_000}
 
-// start is where a window is begun to be read in pieces: where the table partition begins, and newest first not later than now, for what is later is nothing or little.
+// start is where a window is begun to be read in pieces: where the table partition begins, and newest first not later than now, as nothing or little is later.
 func (w window) start(ascending bool, now time.Time) time.Time {
 	if ascending {
 		return later(w.from, w.partition.from)
@@ -56,6 +56,12 @@ func (w window) beyond(ascending bool, near window) window {
 	return w
 }
 
+// ahead is what a window has of the future.
+func (w window) ahead(now time.Time) window {
+	w.from = later(w.from, now)
+	return w
+}
+
 // empty tells that the window holds no instant.
 func (w window) empty() bool { return !w.from.Before(w.to) }
 
@@ -76,7 +82,21 @@ func later(a, b time.Time) time.Time {
 // fillByPieces is fill of a window whose table partition has no B-tree on timestamp. Whatever the pieces, they cover the window in its order, and don't overlap.
 func (s *session) fillByPieces(ctx context.Context, c *chunk, q question, w window, after *position) error {
 	ascending := q.filter.Ascending
-	start := w.start(ascending, time.Now().Truncate(time.Microsecond)) // as the database keeps it
+	now := time.Now().Truncate(time.Microsecond) // as the database keeps it
+	if ahead := w.ahead(now); !ahead.empty() && (!ascending || ahead == w) {
+		held, err := s.held(ctx, ahead, s.r.pieces.events+1)
+		switch {
+		case err != nil:
+			return err
+		case held > s.r.pieces.events:
+			now = w.to // our clock is behind, or a producer's ahead
+		case held > 0 && ahead == w:
+			return s.fillPiece(ctx, c, q, w, after)
+		case ahead == w:
+			return nil
+		}
+	}
+	start := w.start(ascending, now)
 	size, passed := s.r.pieces.first, int64(0)
 	for first := true; !w.empty() && c.next == nil; first = false {
 		piece, held := w.near(ascending, start, size), int64(1)
@@ -99,11 +119,17 @@ func (s *session) fillByPieces(ctx context.Context, c *chunk, q question, w wind
 	return nil
 }
 
-// fit makes the next piece small enough to hold at most so many events, unless it is of the least length. It returns its size, and how many events it holds as far as they were counted.
-func (s *session) fit(ctx context.Context, w window, ascending bool, start time.Time, size time.Duration, events int64) (piece window, held int64, fitting time.Duration, err error) {
+// held counts the events of a window, up to most.
+func (s *session) held(ctx context.Context, w window, most int64) (held int64, err error) {
+	err = s.read(ctx, heldStatement(w, most), func() {}, func(rows pgx.Rows) error { return rows.Scan(&held) })
+	return held, err
+}
+
+// fit makes the next piece small enough to hold at most so many events, unless it is of the least length. It returns it, how many events it holds as far as they were counted, and its size.
+func (s *session) fit(ctx context.Context, w window, ascending bool, start time.Time, size time.Duration, events int64) (window, int64, time.Duration, error) {
 	for ; ; size /= pieceGrows {
-		piece = w.near(ascending, start, size)
-		err := s.read(ctx, heldStatement(piece, events+1), func() {}, func(rows pgx.Rows) error { return rows.Scan(&held) })
+		piece := w.near(ascending, start, size)
+		held, err := s.held(ctx, piece, events+1)
 		if err != nil || held <= events || size <= s.r.pieces.first {
 			return piece, held, size, err
 		}

@@ -167,7 +167,7 @@ type chunk struct {
 // fill reads events of a window into a chunk until it is full.
 func (s *session) fill(ctx context.Context, c *chunk, q question, w window, after *position) error {
 	w = w.after(after, q.filter.Ascending)
-	if w.partition.bare && w.partition.from.Before(time.Now()) { // one of the future holds little
+	if w.partition.bare && !w.partition.scattered {
 		return s.fillByPieces(ctx, c, q, w, after)
 	}
 	return s.fillPiece(ctx, c, q, w, after)
