@@ -30,21 +30,20 @@ func Chosen(ctx context.Context, db querier) (Choice, error) {
 var ErrNotEmpty = errors.New("audit_log has rows: `auditsink migrate indexes --execute` changes its indexes while ingest goes on")
 
 // Choose gives an audit_log without rows the indexes of a choice, in the caller's transaction, which keeps everybody else from audit_log until its end. It does nothing where
-// the database has that choice already, and returns [ErrNotEmpty] where there are rows.
+// the database has that choice already, and returns [ErrNotEmpty] where there are rows. It waits two seconds for each lock (lock_not_available, 55P03): all that while, who comes later waits behind it.
 func Choose(ctx context.Context, tx pgx.Tx, c Choice) error {
 	had, err := Chosen(ctx, tx)
 	if err != nil || had == c {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE`); err != nil {
+	if err := vacant(ctx, tx); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '2s'; LOCK TABLE audit_log IN ACCESS EXCLUSIVE MODE`); err != nil {
 		return fmt.Errorf("lock audit_log: %w", err)
 	}
-	var some bool
-	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM audit_log)`).Scan(&some); err != nil {
-		return fmt.Errorf("look for rows in audit_log: %w", err)
-	}
-	if some {
-		return ErrNotEmpty
+	if err := vacant(ctx, tx); err != nil {
+		return err
 	}
 	for _, i := range had.Parent() {
 		if _, err := tx.Exec(ctx, `DROP INDEX IF EXISTS `+i.Name("audit_log")); err != nil {
@@ -57,4 +56,20 @@ func Choose(ctx context.Context, tx pgx.Tx, c Choice) error {
 		}
 	}
 	return choose(ctx, tx, c, "done")
+}
+
+// vacant returns [ErrNotEmpty] where audit_log has rows. It keeps no lock (ROLLBACK TO SAVEPOINT gives them up): two who look, and want a stronger one then, would wait for each other.
+func vacant(ctx context.Context, tx pgx.Tx) error {
+	look, err := tx.Begin(ctx)
+	var some bool
+	if err == nil {
+		err = errors.Join(look.QueryRow(ctx, `SELECT EXISTS (SELECT FROM audit_log)`).Scan(&some), look.Rollback(ctx))
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for rows in audit_log: %w", err)
+	case some:
+		return ErrNotEmpty
+	}
+	return nil
 }
