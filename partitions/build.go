@@ -104,6 +104,9 @@ func (b Builder) Build(ctx context.Context, term Term) error {
 // besideOld is why nothing is begun.
 const besideOld = "a transaction of this database has lasted for over a minute, and the build would wait for it (pg_stat_activity, xact_start)"
 
+// lockedByOther is why nothing is begun on one partition.
+const lockedByOther = "somebody else has it locked"
+
 // dueIndex is an index to build.
 type dueIndex struct {
 	due
@@ -198,26 +201,27 @@ func (s *building) build(ctx context.Context, d *dueIndex) error {
 	})
 }
 
-// besideOld tells whether the build would wait for long: for a transaction that has the partition locked, prepared ones among them, or for one whose snapshot is old. Those of other roles are
-// seen by who may read all statistics only.
+// besideOld tells whether the build would wait for long: for a transaction whose snapshot is old, which all builds would, or for one that has this partition locked, prepared ones among them.
+// It doesn't wait for VACUUM elsewhere, nor for who reads without a snapshot (WaitForOlderSnapshots in PostgreSQL's src/backend/commands/indexcmds.c). Those of other roles are seen by who may read
+// all statistics only.
 func (s *building) besideOld(ctx context.Context, d *dueIndex) (bool, error) {
-	var oid uint32
-	var seconds float64
+	var snapshot, lock float64
 	err := s.session.QueryRow(ctx, `
-		SELECT coalesce(to_regclass(quote_ident($1))::oid, 0), coalesce((
+		SELECT coalesce((
 			SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
-			WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)), 0)::float8`,
-		d.Partition).Scan(&oid, &seconds)
-	if err != nil {
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+			  AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)), 0)::float8, coalesce((
+			SELECT max(CASE WHEN l.pid IS NULL THEN 1e6 ELSE extract(epoch FROM clock_timestamp() - a.xact_start) END) FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.relation = to_regclass(quote_ident($1))
+			  AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')), 0)::float8`,
+		d.Partition).Scan(&snapshot, &lock)
+	switch {
+	case err != nil:
 		return false, fmt.Errorf("look for old transactions: %w", err)
-	}
-	since, _, err := oldest(ctx, s.session, way{oid: oid})
-	if err != nil {
-		return false, err
-	}
-	if max(since.Seconds(), seconds) >= buildAge.Seconds() {
+	case snapshot >= buildAge.Seconds():
 		d.Left = besideOld
-		return true, nil
+	case lock >= buildAge.Seconds():
+		d.Left = lockedByOther
 	}
-	return false, nil
+	return d.Left != "", nil
 }

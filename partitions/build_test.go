@@ -304,6 +304,25 @@ func TestBuildLeaves(t *testing.T) {
 	})
 }
 
+// TestBuildBesidePrepared: a prepared transaction that has written to one partition, which counts as old, keeps no other from its indexes.
+func TestBuildBesidePrepared(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db)
+		choice := deferIndexes(t, pool, indexes.Lean)
+		history(t, pool, Day, "2026-10-01", "2026-10-02")
+		other := dial(t, db)
+		exec(t, other, `BEGIN`)
+		exec(t, other, `INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-10-01 12:00+00', 'a', 'success')`)
+		exec(t, other, `PREPARE TRANSACTION 'writer'`)
+		b, told := builder(pool, "2026-11-01", time.Hour)
+		require.NoError(t, b.Build(t.Context(), takeTerm(t, pool, "me")))
+		require.Len(t, told.take(), 2*len(choice.Later()))
+		require.Len(t, indexesOf(t, pool, "audit_log_2026_10_01"), 1)
+		require.Len(t, indexesOf(t, pool, "audit_log_2026_10_02"), 1+len(choice.Later()))
+		exec(t, other, `ROLLBACK PREPARED 'writer'`)
+	})
+}
+
 // TestBuildOnTheWayBack: what was detached with its builds half done is finished after it was attached again.
 func TestBuildOnTheWayBack(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
