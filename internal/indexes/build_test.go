@@ -64,6 +64,21 @@ func TestChoose(t *testing.T) {
 	})
 }
 
+// TestCopied: the names of a copy's indexes are known, also where Postgres cuts them.
+func TestCopied(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := testkit.Connect(t, db)
+		for _, table := range []string{"audit_log_2026_03_01", "audit_log_2026_03_of_a_name_as_long_as_a_name_may_be_here"} {
+			testkit.Exec(t, conn, `CREATE TABLE `+table+` (LIKE audit_log INCLUDING INDEXES)`)
+			r, err := look(t.Context(), conn, table)
+			require.NoError(t, err)
+			for _, i := range full {
+				require.True(t, slices.ContainsFunc(r.indexes, func(p present) bool { return p.is(i) && p.ours(table, i) }), "%s: %s of %v", table, i.copied(table), r.indexes)
+			}
+		}
+	})
+}
+
 // TestChooseKeepsNobodyWaiting: where there are rows, Choose says so without waiting for who reads them; where there are none, it waits for a reader for seconds.
 func TestChooseKeepsNobodyWaiting(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
