@@ -95,7 +95,7 @@ func (b Builder) Build(ctx context.Context, term Term) error {
 		if s.session.IsClosed() || d.Left == besideOld {
 			return errors.Join(failed...) // it is the same for all others
 		}
-		if d.Left == "" && !sleep(ctx, time.Since(begun)) {
+		if !sleep(ctx, time.Since(begun)) { // also where it failed: it has cost as much
 			return context.Cause(ctx)
 		}
 	}
@@ -137,7 +137,10 @@ func (b Builder) next(ctx context.Context, tried map[string]bool) (*dueIndex, er
 }
 
 // building is a session of its own that builds.
-type building struct{ upkeep }
+type building struct {
+	upkeep
+	old time.Duration // from which age on a transaction is
+}
 
 // begin opens it. When ctx ends, the server is asked to end what it is at, which it otherwise would carry on with.
 func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
@@ -149,9 +152,11 @@ func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	s := &building{upkeep{session: session, term: term}}
+	s := &building{upkeep{session: session, term: term}, buildAge}
 	if err = s.prepare(ctx); err == nil && !s.pooled { // through a pooler it builds all the same: a partition that never gets its indexes is worse than a build with the server's settings
-		_, err = session.Exec(ctx, `SET lock_timeout = '`+buildWait+`'; SET max_parallel_maintenance_workers = 0`)
+		// What the role or the database says of other statements isn't for builds, which would begin again for ever. transaction_timeout is of Postgres 17.
+		_, err = session.Exec(ctx, `SET lock_timeout = '`+buildWait+`'; SET max_parallel_maintenance_workers = 0; SET statement_timeout = 0;
+			SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'`)
 	}
 	if err != nil {
 		s.end(ctx)
@@ -189,7 +194,7 @@ func (s *building) build(ctx context.Context, d *dueIndex) error {
 			d.Left = "it is gone"
 			return nil
 		}
-		return s.left(&d.due, err)
+		return err // also of a bound on it: what it has cost is lost, and somebody should know
 	}
 	failpoint.Hit("partitions.build.built")
 	return s.transaction(ctx, func(tx pgx.Tx) error {
@@ -218,9 +223,9 @@ func (s *building) besideOld(ctx context.Context, d *dueIndex) (bool, error) {
 	switch {
 	case err != nil:
 		return false, fmt.Errorf("look for old transactions: %w", err)
-	case snapshot >= buildAge.Seconds():
+	case snapshot >= s.old.Seconds():
 		d.Left = besideOld
-	case lock >= buildAge.Seconds():
+	case lock >= s.old.Seconds():
 		d.Left = lockedByOther
 	}
 	return d.Left != "", nil
