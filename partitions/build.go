@@ -95,7 +95,7 @@ func (b Builder) Build(ctx context.Context, term Term) error {
 		if s.session.IsClosed() || d.Left == besideOld {
 			return errors.Join(failed...) // it is the same for all others
 		}
-		if d.Left == "" && !sleep(ctx, time.Since(begun)) {
+		if !sleep(ctx, time.Since(begun)) { // also where it failed: it has cost as much
 			return context.Cause(ctx)
 		}
 	}
@@ -103,6 +103,9 @@ func (b Builder) Build(ctx context.Context, term Term) error {
 
 // besideOld is why nothing is begun.
 const besideOld = "a transaction of this database has lasted for over a minute, and the build would wait for it (pg_stat_activity, xact_start)"
+
+// lockedByOther is why nothing is begun on one partition.
+const lockedByOther = "somebody else has it locked"
 
 // dueIndex is an index to build.
 type dueIndex struct {
@@ -134,7 +137,10 @@ func (b Builder) next(ctx context.Context, tried map[string]bool) (*dueIndex, er
 }
 
 // building is a session of its own that builds.
-type building struct{ upkeep }
+type building struct {
+	upkeep
+	old time.Duration // from which age on a transaction is
+}
 
 // begin opens it. When ctx ends, the server is asked to end what it is at, which it otherwise would carry on with.
 func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
@@ -146,9 +152,11 @@ func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	s := &building{upkeep{session: session, term: term}}
+	s := &building{upkeep{session: session, term: term}, buildAge}
 	if err = s.prepare(ctx); err == nil && !s.pooled { // through a pooler it builds all the same: a partition that never gets its indexes is worse than a build with the server's settings
-		_, err = session.Exec(ctx, `SET lock_timeout = '`+buildWait+`'; SET max_parallel_maintenance_workers = 0`)
+		// What the role or the database says of other statements isn't for builds, which would begin again for ever. transaction_timeout is of Postgres 17.
+		_, err = session.Exec(ctx, `SET lock_timeout = '`+buildWait+`'; SET max_parallel_maintenance_workers = 0; SET statement_timeout = 0;
+			SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'`)
 	}
 	if err != nil {
 		s.end(ctx)
@@ -186,7 +194,7 @@ func (s *building) build(ctx context.Context, d *dueIndex) error {
 			d.Left = "it is gone"
 			return nil
 		}
-		return s.left(&d.due, err)
+		return err // also of a bound on it: what it has cost is lost, and somebody should know
 	}
 	failpoint.Hit("partitions.build.built")
 	return s.transaction(ctx, func(tx pgx.Tx) error {
@@ -198,26 +206,27 @@ func (s *building) build(ctx context.Context, d *dueIndex) error {
 	})
 }
 
-// besideOld tells whether the build would wait for long: for a transaction that has the partition locked, prepared ones among them, or for one whose snapshot is old. Those of other roles are
-// seen by who may read all statistics only.
+// besideOld tells whether the build would wait for long: for a transaction whose snapshot is old, which all builds would, or for one that has this partition locked, prepared ones among them.
+// It doesn't wait for VACUUM elsewhere, nor for who reads without a snapshot (WaitForOlderSnapshots in PostgreSQL's src/backend/commands/indexcmds.c). Those of other roles are seen by who may read
+// all statistics only.
 func (s *building) besideOld(ctx context.Context, d *dueIndex) (bool, error) {
-	var oid uint32
-	var seconds float64
+	var snapshot, lock float64
 	err := s.session.QueryRow(ctx, `
-		SELECT coalesce(to_regclass(quote_ident($1))::oid, 0), coalesce((
+		SELECT coalesce((
 			SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
-			WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)), 0)::float8`,
-		d.Partition).Scan(&oid, &seconds)
-	if err != nil {
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+			  AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)), 0)::float8, coalesce((
+			SELECT max(CASE WHEN l.pid IS NULL THEN 1e6 ELSE extract(epoch FROM clock_timestamp() - a.xact_start) END) FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+			WHERE l.locktype = 'relation' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.relation = to_regclass(quote_ident($1))
+			  AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid() AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')), 0)::float8`,
+		d.Partition).Scan(&snapshot, &lock)
+	switch {
+	case err != nil:
 		return false, fmt.Errorf("look for old transactions: %w", err)
-	}
-	since, _, err := oldest(ctx, s.session, way{oid: oid})
-	if err != nil {
-		return false, err
-	}
-	if max(since.Seconds(), seconds) >= buildAge.Seconds() {
+	case snapshot >= s.old.Seconds():
 		d.Left = besideOld
-		return true, nil
+	case lock >= s.old.Seconds():
+		d.Left = lockedByOther
 	}
-	return false, nil
+	return d.Left != "", nil
 }

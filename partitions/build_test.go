@@ -304,6 +304,33 @@ func TestBuildLeaves(t *testing.T) {
 	})
 }
 
+// TestBuildBesideOld: an old snapshot keeps all from their indexes, and an old lock on a partition that alone.
+func TestBuildBesideOld(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db)
+		deferIndexes(t, pool, indexes.Lean)
+		history(t, pool, Day, "2026-10-01", "2026-10-02")
+		b, _ := builder(pool, "2026-11-01", time.Hour)
+		s, err := b.begin(t.Context(), takeTerm(t, pool, "me"))
+		require.NoError(t, err)
+		defer s.end(t.Context())
+		s.old = time.Nanosecond
+		left := func(partition string) string {
+			d := &dueIndex{due: due{Care: Care{Partition: partition}}}
+			_, err := s.besideOld(t.Context(), d)
+			require.NoError(t, err)
+			return d.Left
+		}
+		other := dial(t, db)
+		exec(t, other, `BEGIN; LOCK TABLE audit_log_2026_10_01 IN SHARE UPDATE EXCLUSIVE MODE`)
+		require.Equal(t, lockedByOther, left("audit_log_2026_10_01"))
+		require.Empty(t, left("audit_log_2026_10_02"))
+		exec(t, other, `COMMIT; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM audit_lane`)
+		require.Equal(t, besideOld, left("audit_log_2026_10_02"))
+		exec(t, other, `COMMIT`)
+	})
+}
+
 // TestBuildOnTheWayBack: what was detached with its builds half done is finished after it was attached again.
 func TestBuildOnTheWayBack(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
@@ -358,6 +385,36 @@ func TestUnbuiltIsNotRead(t *testing.T) {
 		require.NoError(t, err)
 		require.Contains(t, fates[0].Why, "policy minimal")
 		require.False(t, fates[0].Due.IsZero())
+	})
+}
+
+// TestBuildOutlastsTheRole: what the database says of how long a statement may last isn't for builds; one that is canceled all the same is an error, and no quiet loop.
+func TestBuildOutlastsTheRole(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		pool := open(t, db, "pool_max_conns", "10")
+		deferIndexes(t, pool, indexes.Lean)
+		history(t, pool, Day, "2026-10-01")
+		b, told := builder(pool, "2026-11-01", time.Hour)
+		term := takeTerm(t, pool, "me")
+		release := slowly(t, db, "2026-10-01")
+		exec(t, pool, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = %L', current_database(), '1s'); END $$`)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var group errgroup.Group
+		group.Go(func() error { return b.Run(ctx, term) })
+		pid := awaitBuild(t, pool)
+		time.Sleep(2 * time.Second) // longer than a statement may last
+		require.Equal(t, []int64{1}, column[int64](t, pool, invalid), "the first still goes on")
+		exec(t, pool, `SELECT pg_cancel_backend($1)`, pid)
+		release()
+		require.Eventually(t, func() bool {
+			told.mu.Lock()
+			defer told.mu.Unlock()
+			return len(told.errs) > 0
+		}, time.Minute, 5*time.Millisecond)
+		cancel()
+		require.ErrorIs(t, group.Wait(), context.Canceled)
+		require.ErrorContains(t, told.errs[0], "57014")
 	})
 }
 

@@ -308,7 +308,7 @@ func (u *upkeep) left(d *due, err error) error {
 	}
 	switch pg.Code {
 	case "55P03", "40P01":
-		d.Left = "somebody else has it locked"
+		d.Left = lockedByOther
 	case "57014":
 		d.Left = "it takes longer than it is given in one round, or was canceled"
 	case "42P01":

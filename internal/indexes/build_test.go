@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
 	"auditsink/internal/testkit"
@@ -60,6 +61,45 @@ func TestChoose(t *testing.T) {
 		testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) VALUES ('2026-03-05', 'a', 'success')`)
 		err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, choices[0]) })
 		require.ErrorIs(t, err, ErrNotEmpty)
+	})
+}
+
+// TestCopied: the names of a copy's indexes are known, also where Postgres cuts them.
+func TestCopied(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := testkit.Connect(t, db)
+		for _, table := range []string{"audit_log_2026_03_01", "audit_log_2026_03_of_a_name_as_long_as_a_name_may_be_here"} {
+			testkit.Exec(t, conn, `CREATE TABLE `+table+` (LIKE audit_log INCLUDING INDEXES)`)
+			r, err := look(t.Context(), conn, table)
+			require.NoError(t, err)
+			for _, i := range full {
+				require.True(t, slices.ContainsFunc(r.indexes, func(p present) bool { return p.is(i) && p.ours(table, i) }), "%s: %s of %v", table, i.copied(table), r.indexes)
+			}
+		}
+	})
+}
+
+// TestChooseKeepsNobodyWaiting: where there are rows, Choose says so without waiting for who reads them; where there are none, it waits for a reader for seconds.
+func TestChooseKeepsNobodyWaiting(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn, reader := testkit.Connect(t, db), testkit.Connect(t, db)
+		partition(t, conn, 0)
+		for _, rows := range []int{0, 1} {
+			testkit.Exec(t, conn, `INSERT INTO audit_log (timestamp, action, status) SELECT '2026-03-05', 'a', 'success' FROM generate_series(1, $1)`, rows)
+			testkit.Exec(t, reader, `BEGIN; SELECT count(*) FROM audit_log`)
+			err := pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
+				testkit.Exec(t, conn, `SET LOCAL statement_timeout = '1min'`)
+				return Choose(t.Context(), tx, choices[1])
+			})
+			testkit.Exec(t, reader, `COMMIT`)
+			if rows > 0 {
+				require.ErrorIs(t, err, ErrNotEmpty)
+				continue
+			}
+			var pg *pgconn.PgError
+			require.ErrorAs(t, err, &pg)
+			require.Equal(t, "55P03", pg.Code)
+		}
 	})
 }
 

@@ -200,6 +200,32 @@ func TestChangeOvertaken(t *testing.T) {
 	})
 }
 
+// TestChooseAfterAChange: wherever a change of an empty audit_log was stopped, a choice finds what there is, and makes of it what it wants.
+func TestChooseAfterAChange(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := testkit.Connect(t, db)
+		p := partition(t, conn, 0)
+		for n := range 12 {
+			ctx, cancel := context.WithCancel(t.Context())
+			change := Change{To: choices[1], Grace: time.Hour, Now: now, Did: func(Step) {
+				if n--; n < 0 {
+					cancel()
+				}
+			}}
+			require.ErrorIs(t, change.Run(ctx, testkit.Connect(t, db)), context.Canceled)
+			require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return Choose(t.Context(), tx, choices[0]) }))
+			for _, table := range []string{"audit_log", p} {
+				r, err := look(t.Context(), conn, table)
+				require.NoError(t, err)
+				require.Len(t, r.indexes, 1+len(full), table)
+			}
+			steps, err := Change{To: choices[0], Grace: time.Hour, Now: now}.Plan(t.Context(), conn)
+			require.NoError(t, err)
+			require.Empty(t, steps)
+		}
+	})
+}
+
 // TestChangeWaits: somebody who uses audit_log for long holds up a step, and nobody else.
 func TestChangeWaits(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {

@@ -59,10 +59,19 @@ func (i Index) Name(table string) string { return table + "_" + i.X + "_idx" }
 // inherited is the name of audit_log's index on a partition that has one of its own as well, for as long as it has both.
 func (i Index) inherited(table string) string { return table + "_" + i.X + "_inherited_idx" }
 
-// copied is the name that Postgres gives to the copy of a B-tree on a new table (CREATE TABLE LIKE). Before migration 6 partitions kept it.
+// copied is the name that Postgres gives to the copy of a B-tree on a new table (CREATE TABLE LIKE), of 63 bytes at most, with the longer part cut (makeObjectName in PostgreSQL's
+// src/backend/commands/indexcmds.c). Before migration 6 partitions kept it.
 func (i Index) copied(table string) string {
 	_, columns, _ := strings.Cut(strings.TrimSuffix(i.Using, ")"), " (")
-	return table + "_" + strings.ReplaceAll(strings.ReplaceAll(columns, `"`, ""), ", ", "_") + "_idx"
+	columns = strings.ReplaceAll(strings.ReplaceAll(columns, `"`, ""), ", ", "_")
+	for len(table)+len(columns) > 63-len("__idx") {
+		if len(table) > len(columns) {
+			table = table[:len(table)-1]
+		} else {
+			columns = columns[:len(columns)-1]
+		}
+	}
+	return table + "_" + columns + "_idx"
 }
 
 // definition is what follows the name of the table in CREATE INDEX.
