@@ -146,12 +146,12 @@ func slowly(t *testing.T, db, timestamp string) (release func()) {
 	return func() { exec(t, conn, `COMMIT`) }
 }
 
-// awaitBuild waits until the server builds an index, and returns its process.
+// awaitBuild waits until the server has made an index and waits for a writer before it builds it, and returns its process.
 func awaitBuild(t *testing.T, db querier) int32 {
 	t.Helper()
 	var pids []int32
 	require.Eventually(t, func() bool {
-		pids = column[int32](t, db, `SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database()`)
+		pids = column[int32](t, db, `SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database() AND phase LIKE 'waiting for writers%'`)
 		return len(pids) == 1
 	}, time.Minute, 5*time.Millisecond)
 	return pids[0]
