@@ -101,10 +101,12 @@ func (b *bench) startDebezium(ctx context.Context, db *database, topic, group st
 		"key.converter":                  "org.apache.kafka.connect.converters.ByteArrayConverter",
 		"value.converter":                "org.apache.kafka.connect.json.JsonConverter",
 		"value.converter.schemas.enable": "true",
-		"value.converter.schema.content": eventSchema,
-		"transforms":                     "columns",
-		"transforms.columns.type":        "org.apache.kafka.connect.transforms.ReplaceField$Value",
-		"transforms.columns.renames":     eventColumns,
+		// As ours: growth hands out events by transactions.
+		"consumer.override.isolation.level": "read_committed",
+		"value.converter.schema.content":    eventSchema,
+		"transforms":                        "columns",
+		"transforms.columns.type":           "org.apache.kafka.connect.transforms.ReplaceField$Value",
+		"transforms.columns.renames":        eventColumns,
 	}
 	maps.Copy(connector, debeziumTuning)
 	maps.Copy(connector, b.debeziumSettings)

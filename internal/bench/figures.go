@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -87,35 +86,35 @@ func growthCharts(medians []growthFigures) []chart {
 	wal := chart{name: "growth-wal", title: "WAL a row as the table grows", x: x, y: "bytes of WAL a row"}
 	size := chart{name: "growth-indexes", title: "Indexes as the table grows", x: x, y: "GB of indexes"}
 	for color, f := range medians {
-		rows := map[int]float64{} // millions by slice
-		total := int64(0)
-		for _, s := range f.Ceiling.Slices {
-			total += s.Rows
-			rows[s.Slice] = float64(total) / 1e6
-		}
-		for _, side := range []struct {
+		rows := func(slice growthFigure) float64 { return float64(slice.Slice*f.Slice) / 1e6 }
+		sides := []struct {
 			name   string
 			of     growthSide
 			dashed bool
-		}{{"worker", f.Worker, false}, {"ceiling", f.Ceiling, true}} {
+			color  int
+		}{{"worker", f.Worker, false, color}, {"ceiling", f.Ceiling, true, color}}
+		if f.Debezium != nil {
+			sides = append(sides, sides[1])
+			sides[2].name, sides[2].of, sides[2].dashed, sides[2].color = "Debezium", *f.Debezium, false, len(medians)
+		}
+		for _, side := range sides {
 			add := func(c *chart, y func(growthFigure) float64) {
-				s := line(f.Variant+", "+side.name, side.of.Slices, func(s growthFigure) (float64, float64) { return rows[s.Slice], y(s) })
-				s.color, s.dashed = color, side.dashed
+				s := line(f.Variant+", "+side.name, side.of.Slices, func(s growthFigure) (float64, float64) { return rows(s), y(s) })
+				s.color, s.dashed = side.color, side.dashed
 				c.series = append(c.series, s)
 			}
 			add(&cost, func(s growthFigure) float64 { return s.Micros })
 			add(&wal, func(s growthFigure) float64 { return float64(s.WALBytes) / float64(s.Rows) })
-			add(&size, func(s growthFigure) float64 { return float64(s.IndexBytes) / 1e9 })
-		}
-		s := line(f.Variant, f.Ceiling.Slices, func(c growthFigure) (float64, float64) {
-			w := f.Worker.slice(c.Slice)
-			if w == nil {
-				return rows[c.Slice], math.NaN()
+			if side.name == "ceiling" {
+				continue
 			}
-			return rows[c.Slice], w.Rate / c.Rate
-		})
+			s := line(f.Variant+", "+side.name, side.of.Slices, func(s growthFigure) (float64, float64) { return rows(s), s.Rate / f.Ceiling.Slices[s.Slice-1].Rate })
+			s.color = side.color
+			ratio.series = append(ratio.series, s)
+		}
+		s := line(f.Variant, f.Worker.Slices, func(s growthFigure) (float64, float64) { return rows(s), float64(s.IndexBytes) / 1e9 })
 		s.color = color
-		ratio.series = append(ratio.series, s)
+		size.series = append(size.series, s)
 	}
 	return []chart{cost, ratio, wal, size}
 }

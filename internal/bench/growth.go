@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,32 +16,38 @@ type growthPlan struct {
 	variants []string // unlike the other scenarios', none is left out by default but none
 }
 
-// growthFigures are one run over a table that grows from nothing.
+// growthFigures are those of one table that grows from nothing.
 type growthFigures struct {
-	Variant string     `json:"indexes"`
-	Round   int        `json:"round"` // 0 for the medians
-	Events  int        `json:"events"`
-	Ceiling growthSide `json:"ceiling"`
-	Worker  growthSide `json:"worker"`
-	// Ratio is of the worker's rate to the ceiling's, Ratios of each slice that both have.
+	Variant string `json:"indexes"`
+	Round   int    `json:"round"` // 0 for the medians
+	Events  int    `json:"events"`
+	Slice   int    `json:"rows_per_slice"`
+	// Each stores its part of each slice, after or before the others.
+	Ceiling  growthSide  `json:"ceiling"`
+	Worker   growthSide  `json:"worker"`
+	Debezium *growthSide `json:"debezium,omitempty"` // with all indexes
+	// Ratio is of the worker's rate to the ceiling's, Ratios of each slice.
 	Ratio  float64   `json:"ratio"`
 	Ratios []float64 `json:"ratios"`
-	// Builds are what deferred builds took after the worker's rows were in, with either profile.
+	// ToAll is the ratio of the worker's rate to its rate with all indexes, and ToDebezium to Debezium's with all indexes, in the same round; 0 where that isn't measured.
+	ToAll      float64 `json:"ratio_to_all_indexes"`
+	ToDebezium float64 `json:"ratio_to_debezium"`
+	// Builds are what deferred builds took once all rows were in, with either profile.
 	Builds []buildFigures `json:"builds,omitempty"`
 }
 
-// growthSide is how the table grew by one means.
+// growthSide is what one of them stored.
 type growthSide struct {
 	Seconds float64        `json:"seconds"` // of all slices
 	Rate    float64        `json:"rows_per_second"`
 	Slices  []growthFigure `json:"slices"`
 }
 
-// growthFigure is a slice's.
+// growthFigure is its part of a slice.
 type growthFigure struct {
 	Slice   int     `json:"slice"` // its number, from 1
 	Rows    int64   `json:"rows"`
-	Seconds float64 `json:"seconds"`
+	Seconds float64 `json:"seconds"` // that they take at this rate
 	Rate    float64 `json:"rows_per_second"`
 	Micros  float64 `json:"microseconds_per_row"`
 	// WALBytes is what the server wrote to the log meanwhile, TableBytes and IndexBytes what is there at the end.
@@ -51,36 +56,19 @@ type growthFigure struct {
 	IndexBytes int64 `json:"index_bytes"`
 }
 
-// mark is how much is there at a moment.
-type mark struct {
-	point
-	wal, table, index int64 // in bytes
-}
+// mark is how much is there at a moment, in bytes.
+type mark struct{ wal, table, index int64 }
 
 // growthPeriod is how far the events of growth are apart: as if there were ten thousand a second.
 const growthPeriod = 100 * time.Microsecond
 
-// growthSource makes the events of one table, the last of which happens just now or has.
-func (b *bench) growthSource(begin time.Time) *source {
-	return newSource(b.lanes, func(i int) time.Time { return begin.Add(time.Duration(i) * growthPeriod) })
-}
-
-// measureGrowth lets tables grow, in turn by the ceiling and by a worker, each in a database of its own.
+// measureGrowth lets a table grow with the indexes of each variant.
 func (b *bench) measureGrowth(ctx context.Context) (all []growthFigures, err error) {
-	const topic = "bench-growth"
-	begin := time.Now().Add(-time.Duration(b.growth.events) * growthPeriod)
-	say("growth: making %d events", b.growth.events)
-	if err := b.fillFrom(ctx, topic, b.growthSource(begin), b.growth.events); err != nil {
-		return nil, err
-	}
 	for round := range b.rounds {
 		for _, variant := range b.growth.variants {
-			f := growthFigures{Variant: variant, Round: round + 1, Events: b.growth.events}
-			if err := b.growCeiling(ctx, b.growthSource(begin), &f); err != nil {
-				return nil, fmt.Errorf("indexes: %s: ceiling: %w", variant, err)
-			}
-			if err := b.growWorker(ctx, topic, &f); err != nil {
-				return nil, fmt.Errorf("indexes: %s: worker: %w", variant, err)
+			f := growthFigures{Variant: variant, Round: round + 1, Slice: b.growth.slice}
+			if err := b.onDatabase(ctx, variant, func(db *database) error { return b.grow(ctx, db, &f) }); err != nil {
+				return nil, fmt.Errorf("indexes: %s: %w", variant, err)
 			}
 			f.compare()
 			say("growth: %s", f)
@@ -90,87 +78,57 @@ func (b *bench) measureGrowth(ctx context.Context) (all []growthFigures, err err
 	return all, nil
 }
 
-// growCeiling stores the rows slice by slice. While the next one is encoded, nothing is timed and the server has a rest, which is to the ceiling's good.
-func (b *bench) growCeiling(ctx context.Context, s *source, f *growthFigures) error {
-	return b.onDatabase(ctx, f.Variant, func(db *database) (err error) {
-		conns, closing, err := connectAll(ctx, db.url, b.connections)
-		if err != nil {
-			return err
+// grow lets a table grow slice by slice. All take turns in each of them, another one first each time, so that none finds the table larger or the machine busier than the others.
+func (b *bench) grow(ctx context.Context, db *database, f *growthFigures) (err error) {
+	turns, end, err := b.growthTurns(ctx, db, f)
+	defer func() {
+		if end != nil {
+			err = end(ctx, err)
 		}
-		defer func() { err = errors.Join(err, closing(context.WithoutCancel(ctx))) }()
-		if err := db.checkpoint(ctx); err != nil {
-			return err
+	}()
+	if err != nil {
+		return err
+	}
+	if err := db.checkpoint(ctx); err != nil {
+		return err
+	}
+	part := b.growth.slice / len(turns) / b.lanes * b.lanes
+	for number := range b.growth.events / b.growth.slice {
+		for i := range turns {
+			t := turns[(number+i)%len(turns)]
+			if err := t.prepare(ctx, part); err != nil {
+				return err
+			}
+			from, err := db.mark(ctx)
+			if err != nil {
+				return err
+			}
+			progress, err := t.store(ctx, part)
+			if err != nil {
+				return fmt.Errorf("%s: slice %d: %w", t.name, number+1, err)
+			}
+			to, err := db.mark(ctx)
+			if err != nil {
+				return err
+			}
+			t.side.add(number+1, progress, from, to)
+			say("growth: %s: %s: %s", f.Variant, t.name, t.side.Slices[number])
+			f.Events += part
 		}
-		for s.made < f.Events {
-			stored := int64(s.made)
-			chunks, err := s.encode(min(b.growth.slice, f.Events-s.made), func(_, _ []byte) {})
-			if err != nil {
-				return err
-			}
-			from, err := db.mark(ctx, point{time.Time{}, stored})
-			if err != nil {
-				return err
-			}
-			progress, err := copyChunks(ctx, conns, chunks)
-			if err != nil {
-				return err
-			}
-			last := progress[len(progress)-1]
-			to, err := db.mark(ctx, point{last.at, stored + last.stored})
-			if err != nil {
-				return err
-			}
-			from.at = progress[0].at
-			f.Ceiling.add(from, to, b.growth.slice)
-			say("growth: %s: ceiling: %s", f.Variant, f.Ceiling.Slices[len(f.Ceiling.Slices)-1])
-		}
-		return db.verify(ctx, f.Events)
-	})
+	}
+	err, end = end(ctx, nil), nil
+	if err == nil && f.Variant == hotIndexes {
+		err = f.buildLater(ctx, db)
+	}
+	if err != nil {
+		return err
+	}
+	return db.verifyGrowth(ctx, f)
 }
 
-// growWorker lets a worker store the topic, and then builds what is deferred.
-func (b *bench) growWorker(ctx context.Context, topic string, f *growthFigures) error {
-	return b.onDatabase(ctx, f.Variant, func(db *database) error {
-		if err := db.checkpoint(ctx); err != nil {
-			return err
-		}
-		name := fmt.Sprintf("%s-%s-%d", topic, f.Variant, f.Round)
-		w, err := b.startWorker(ctx, db, topic, name, name)
-		if err != nil {
-			return err
-		}
-		var from mark // of the first commit: its start and the group's are not what is measured
-		err = w.follow(ctx, db.stored, int64(f.Events), func(p point) error {
-			if p.stored == 0 || from.stored > 0 && p.stored/int64(b.growth.slice) == from.stored/int64(b.growth.slice) && p.stored < int64(f.Events) {
-				return nil
-			}
-			to, err := db.mark(ctx, p)
-			if err != nil {
-				return err
-			}
-			if from.stored > 0 {
-				f.Worker.add(from, to, b.growth.slice)
-				say("growth: %s: worker: %s", f.Variant, f.Worker.Slices[len(f.Worker.Slices)-1])
-			}
-			from = to
-			return nil
-		})
-		if err := w.end(ctx, err); err != nil {
-			return err
-		}
-		if f.Variant == hotIndexes {
-			if err := f.buildLater(ctx, db); err != nil {
-				return err
-			}
-		}
-		return db.verify(ctx, f.Events)
-	})
-}
-
-// mark adds the server's sizes to a point.
-func (db *database) mark(ctx context.Context, p point) (mark, error) {
-	m := mark{point: p}
-	err := db.conn.QueryRow(ctx, `
+// mark looks at the server's sizes.
+func (db *database) mark(ctx context.Context) (m mark, err error) {
+	err = db.conn.QueryRow(ctx, `
 		SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint, sum(pg_table_size(relid))::bigint, sum(pg_indexes_size(relid))::bigint
 		FROM pg_partition_tree('audit_log') WHERE isleaf`).Scan(&m.wal, &m.table, &m.index)
 	if err != nil {
@@ -179,16 +137,47 @@ func (db *database) mark(ctx context.Context, p point) (mark, error) {
 	return m, nil
 }
 
+// verifyGrowth requires that every event of each of them is exactly one row. Debezium's have no lane: they are counted only.
+func (db *database) verifyGrowth(ctx context.Context, f *growthFigures) error {
+	var rows, distinct, without, quarantined, beside int
+	err := db.conn.QueryRow(ctx, `
+		SELECT count(*), count(DISTINCT lane_id::bigint << 40 | lane_offset), count(*) FILTER (WHERE lane_id IS NULL), (SELECT count(*) FROM audit_quarantine)
+		FROM audit_log`).Scan(&rows, &distinct, &without, &quarantined)
+	if f.Debezium != nil {
+		beside = f.Events / 3
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("count the rows: %w", err)
+	case rows != f.Events || distinct != f.Events-beside || without != beside || quarantined != 0:
+		return fmt.Errorf("of %d events, %d of them Debezium's, %d rows were stored: %d for %d different offsets, %d without one; %d went to quarantine",
+			f.Events, beside, rows, rows-without, distinct, without, quarantined)
+	}
+	return nil
+}
+
 // add appends a slice.
-func (s *growthSide) add(from, to mark, slice int) {
-	rows, seconds := to.stored-from.stored, to.at.Sub(from.at).Seconds()
+func (s *growthSide) add(number int, progress []point, from, to mark) {
+	rows, rate := progress[len(progress)-1].stored, paceOf(progress)
 	s.Slices = append(s.Slices, growthFigure{
-		// The worker's end a little after their marks.
-		Slice: int((from.stored+to.stored)/2)/slice + 1, Rows: rows, Seconds: seconds,
-		Rate: float64(rows) / seconds, Micros: seconds * 1e6 / float64(rows),
+		Slice: number, Rows: rows, Seconds: float64(rows) / rate, Rate: rate, Micros: 1e6 / rate,
 		WALBytes: to.wal - from.wal, TableBytes: to.table, IndexBytes: to.index,
 	})
 	s.sum()
+}
+
+// paceOf is the rows a second from the first commit to the last before nineteen of twenty rows are in: a sink's last ones wait until their batch is old enough, since none come after them. Where there
+// are too few commits for that, it is those from the start to the end.
+func paceOf(progress []point) float64 {
+	first := max(0, slices.IndexFunc(progress, func(p point) bool { return p.stored > 0 }))
+	last := len(progress) - 1
+	for all := progress[last].stored; last > first && progress[last].stored > all-all/20; {
+		last--
+	}
+	if last == first {
+		first, last = 0, len(progress)-1
+	}
+	return float64(progress[last].stored-progress[first].stored) / progress[last].at.Sub(progress[first].at).Seconds()
 }
 
 // sum works out the totals.
@@ -202,26 +191,31 @@ func (s *growthSide) sum() {
 	s.Rate = float64(rows) / s.Seconds
 }
 
-// slice returns one by its number, nil where the run was too short to tell.
-func (s *growthSide) slice(number int) *growthFigure {
-	i := slices.IndexFunc(s.Slices, func(f growthFigure) bool { return f.Slice == number })
-	if i < 0 {
-		return nil
-	}
-	return &s.Slices[i]
-}
-
 // compare fills in what follows from the rest.
 func (f *growthFigures) compare() {
 	f.Ratio = f.Worker.Rate / f.Ceiling.Rate
-	for _, c := range f.Ceiling.Slices {
-		if w := f.Worker.slice(c.Slice); w != nil {
-			f.Ratios = append(f.Ratios, w.Rate/c.Rate)
-		}
+	for i, c := range f.Ceiling.Slices {
+		f.Ratios = append(f.Ratios, f.Worker.Slices[i].Rate/c.Rate)
 	}
 	for i := range f.Builds {
-		f.Builds[i].Rate = float64(f.Events) / (f.Worker.Seconds + f.Builds[i].Seconds)
+		f.Builds[i].Rate = float64(f.Events) / (float64(f.Events)/f.Worker.Rate + f.Builds[i].Seconds)
 	}
+}
+
+// compareGrowth holds the worker against all indexes, and against Debezium, in the same round.
+func compareGrowth(runs []growthFigures) {
+	for i := range runs {
+		for _, other := range runs {
+			if other.Round != runs[i].Round || other.Variant != allIndexes {
+				continue
+			}
+			runs[i].ToAll = runs[i].Worker.Rate / other.Worker.Rate
+			if other.Debezium != nil {
+				runs[i].ToDebezium = runs[i].Worker.Rate / other.Debezium.Rate
+			}
+		}
+	}
+	compareBuilds(runs)
 }
 
 // String is a slice's figures in a line.
@@ -243,76 +237,94 @@ func growthMedians(runs []growthFigures) (all []growthFigures) {
 		}
 		done[run.Variant] = true
 		rounds := slices.DeleteFunc(slices.Clone(runs), func(f growthFigures) bool { return f.Variant != run.Variant })
-		m := growthFigures{Variant: run.Variant, Events: run.Events, Ratio: median(rounds, func(f growthFigures) float64 { return f.Ratio })}
-		m.Ceiling = medianSide(rounds, func(f growthFigures) growthSide { return f.Ceiling })
-		m.Worker = medianSide(rounds, func(f growthFigures) growthSide { return f.Worker })
-		for i := range run.Ratios {
-			if all := having(rounds, func(f growthFigures) bool { return i < len(f.Ratios) }); len(all) == len(rounds) {
-				m.Ratios = append(m.Ratios, median(rounds, func(f growthFigures) float64 { return f.Ratios[i] }))
-			}
+		of := func(figure func(growthFigures) float64) float64 { return median(rounds, figure) }
+		m := growthFigures{
+			Variant: run.Variant, Events: run.Events, Slice: run.Slice, Ratio: of(func(f growthFigures) float64 { return f.Ratio }),
+			ToAll: of(func(f growthFigures) float64 { return f.ToAll }), ToDebezium: of(func(f growthFigures) float64 { return f.ToDebezium }),
+			Ceiling: medianSide(rounds, func(f growthFigures) growthSide { return f.Ceiling }),
+			Worker:  medianSide(rounds, func(f growthFigures) growthSide { return f.Worker }),
+			Builds:  medianBuilds(rounds),
 		}
-		m.Builds = medianBuilds(rounds)
+		if run.Debezium != nil {
+			d := medianSide(rounds, func(f growthFigures) growthSide { return *f.Debezium })
+			m.Debezium = &d
+		}
+		for i := range run.Ratios {
+			m.Ratios = append(m.Ratios, of(func(f growthFigures) float64 { return f.Ratios[i] }))
+		}
 		all = append(all, m)
 	}
 	return all
 }
 
-// having are the rounds that have something.
-func having(rounds []growthFigures, has func(growthFigures) bool) []growthFigures {
-	return slices.DeleteFunc(slices.Clone(rounds), func(f growthFigures) bool { return !has(f) })
-}
-
-// medianSide takes the medians of the slices that all rounds have.
-func medianSide(rounds []growthFigures, of func(growthFigures) growthSide) growthSide {
+// medianSide takes the medians of each slice.
+func medianSide(rounds []growthFigures, side func(growthFigures) growthSide) growthSide {
 	m := growthSide{
-		Seconds: median(rounds, func(f growthFigures) float64 { return of(f).Seconds }),
-		Rate:    median(rounds, func(f growthFigures) float64 { return of(f).Rate }),
+		Seconds: median(rounds, func(f growthFigures) float64 { return side(f).Seconds }),
+		Rate:    median(rounds, func(f growthFigures) float64 { return side(f).Rate }),
 	}
-	for _, first := range of(rounds[0]).Slices {
-		var same []growthFigure
-		for _, f := range rounds {
-			side := of(f)
-			if s := side.slice(first.Slice); s != nil {
-				same = append(same, *s)
-			}
-		}
-		if len(same) < len(rounds) {
-			continue
-		}
-		whole := func(of func(growthFigure) int64) int64 {
-			return int64(median(same, func(f growthFigure) float64 { return float64(of(f)) }))
+	for i, first := range side(rounds[0]).Slices {
+		of := func(figure func(growthFigure) float64) float64 {
+			return median(rounds, func(f growthFigures) float64 { return figure(side(f).Slices[i]) })
 		}
 		m.Slices = append(m.Slices, growthFigure{
-			Slice: first.Slice, Rows: whole(func(f growthFigure) int64 { return f.Rows }),
-			Seconds:    median(same, func(f growthFigure) float64 { return f.Seconds }),
-			Rate:       median(same, func(f growthFigure) float64 { return f.Rate }),
-			Micros:     median(same, func(f growthFigure) float64 { return f.Micros }),
-			WALBytes:   whole(func(f growthFigure) int64 { return f.WALBytes }),
-			TableBytes: whole(func(f growthFigure) int64 { return f.TableBytes }),
-			IndexBytes: whole(func(f growthFigure) int64 { return f.IndexBytes }),
+			Slice: first.Slice, Rows: first.Rows,
+			Seconds:    of(func(f growthFigure) float64 { return f.Seconds }),
+			Rate:       of(func(f growthFigure) float64 { return f.Rate }),
+			Micros:     of(func(f growthFigure) float64 { return f.Micros }),
+			WALBytes:   int64(of(func(f growthFigure) float64 { return float64(f.WALBytes) })),
+			TableBytes: int64(of(func(f growthFigure) float64 { return float64(f.TableBytes) })),
+			IndexBytes: int64(of(func(f growthFigure) float64 { return float64(f.IndexBytes) })),
 		})
 	}
 	return m
+}
+
+// orDash is a figure, or a dash where it isn't known.
+func orDash(format string, v float64) string {
+	if v == 0 {
+		return "-"
+	}
+	return fmt.Sprintf(format, v)
 }
 
 func printGrowth(out *bytes.Buffer, runs, medians []growthFigures) {
 	if len(runs) == 0 {
 		return
 	}
-	fmt.Fprintf(out, "\ngrowth: %d rows, each slice by itself\n%-8s %-7s %6s  %-18s  %-18s  %6s  %10s  %10s\n", runs[0].Events, "", "", "", "rows/s", "µs a row", "", "worker's", "worker's")
-	fmt.Fprintf(out, "%-8s %-7s %6s  %8s %9s  %8s %9s  %6s  %10s  %10s\n", "indexes", "round", "slice", "ceiling", "worker", "ceiling", "worker", "ratio", "WAL, MB", "indexes MB")
+	fmt.Fprintf(out, "\ngrowth: %d rows, each slice by itself\n%-8s %-7s %6s  %-28s  %-28s  %6s  %10s  %10s\n", runs[0].Events, "", "", "", "rows/s", "µs a row", "", "worker's", "")
+	fmt.Fprintf(out, "%-8s %-7s %6s  %8s %9s %9s  %8s %9s %9s  %6s  %10s  %10s\n", "indexes", "round", "slice", "ceiling", "worker", "Debezium", "ceiling", "worker", "Debezium", "ratio", "WAL, B/row", "indexes MB")
+	line := func(f growthFigures, slice string, c, w, d, ratio float64, rest string) {
+		round, beside := "median", 0.0
+		if f.Round > 0 {
+			round = strconv.Itoa(f.Round)
+		}
+		if d > 0 {
+			beside = 1e6 / d
+		}
+		fmt.Fprintf(out, "%-8s %-7s %6s  %8.0f %9.0f %9s  %8.1f %9.1f %9s  %6.2f%s\n", f.Variant, round, slice, c, w, orDash("%.0f", d), 1e6/c, 1e6/w, orDash("%.1f", beside), ratio, rest)
+	}
+	for _, f := range slices.Concat(runs, medians) {
+		for i, c := range f.Ceiling.Slices {
+			w, d := f.Worker.Slices[i], 0.0
+			if f.Debezium != nil {
+				d = f.Debezium.Slices[i].Rate
+			}
+			line(f, strconv.Itoa(c.Slice), c.Rate, w.Rate, d, f.Ratios[i], fmt.Sprintf("  %10.0f  %10.0f", float64(w.WALBytes)/float64(w.Rows), float64(w.IndexBytes)/1e6))
+		}
+		d := 0.0
+		if f.Debezium != nil {
+			d = f.Debezium.Rate
+		}
+		line(f, "all", f.Ceiling.Rate, f.Worker.Rate, d, f.Ratio, "")
+	}
+	fmt.Fprintf(out, "\ngrowth: the worker's rate over all rows\n%-8s %-7s %9s %14s %22s\n", "indexes", "round", "rows/s", "to all indexes", "to Debezium with all")
 	for _, f := range slices.Concat(runs, medians) {
 		round := "median"
 		if f.Round > 0 {
 			round = strconv.Itoa(f.Round)
 		}
-		for _, c := range f.Ceiling.Slices {
-			if w := f.Worker.slice(c.Slice); w != nil {
-				fmt.Fprintf(out, "%-8s %-7s %6d  %8.0f %9.0f  %8.1f %9.1f  %6.2f  %10.0f  %10.0f\n", f.Variant, round, c.Slice,
-					c.Rate, w.Rate, c.Micros, w.Micros, w.Rate/c.Rate, float64(w.WALBytes)/1e6, float64(w.IndexBytes)/1e6)
-			}
-		}
-		fmt.Fprintf(out, "%-8s %-7s %6s  %8.0f %9.0f  %8.1f %9.1f  %6.2f\n", f.Variant, round, "all", f.Ceiling.Rate, f.Worker.Rate, 1e6/f.Ceiling.Rate, 1e6/f.Worker.Rate, f.Ratio)
+		fmt.Fprintf(out, "%-8s %-7s %9.0f %14s %22s\n", f.Variant, round, f.Worker.Rate, orDash("%.2f", f.ToAll), orDash("%.2f", f.ToDebezium))
 	}
 	printBuilds(out, slices.Concat(runs, medians))
 }

@@ -26,7 +26,7 @@ type buildFigures struct {
 }
 
 // buildLater builds the indexes of either profile, as the leader does once a partition's interval has ended, and drops those of the first before the second: what
-// comes in meanwhile is the same with both.
+// came in is the same with both.
 func (f *growthFigures) buildLater(ctx context.Context, db *database) error {
 	for _, profile := range []indexes.Profile{indexes.Full, indexes.Lean} {
 		built, err := db.build(ctx, indexes.Choice{Profile: profile, Build: indexes.Deferred})
@@ -50,7 +50,8 @@ func (db *database) build(ctx context.Context, choice indexes.Choice) (buildFigu
 	if err != nil {
 		return f, fmt.Errorf("list the partitions with rows: %w", err)
 	}
-	from, err := db.mark(ctx, point{at: time.Now()})
+	begun := time.Now()
+	from, err := db.mark(ctx)
 	if err != nil {
 		return f, err
 	}
@@ -62,11 +63,12 @@ func (db *database) build(ctx context.Context, choice indexes.Choice) (buildFigu
 			f.Indexes++
 		}
 	}
-	to, err := db.mark(ctx, point{at: time.Now()})
+	f.Seconds = time.Since(begun).Seconds()
+	to, err := db.mark(ctx)
 	if err != nil {
 		return f, err
 	}
-	f.Seconds, f.WALBytes, f.IndexBytes = to.at.Sub(from.at).Seconds(), to.wal-from.wal, to.index
+	f.WALBytes, f.IndexBytes = to.wal-from.wal, to.index
 	for _, table := range tables {
 		for _, i := range choice.Later() {
 			if _, err := db.conn.Exec(ctx, `DROP INDEX `+i.Name(table)); err != nil {
@@ -129,7 +131,7 @@ func printBuilds(out *bytes.Buffer, all []growthFigures) {
 	for _, f := range all {
 		for _, b := range f.Builds {
 			if !headed {
-				fmt.Fprintf(out, "\ndeferred builds, after the worker's rows were in\n%-8s %-7s %8s %9s %9s %9s %9s %20s %22s\n",
+				fmt.Fprintf(out, "\ndeferred builds, once all rows were in\n%-8s %-7s %8s %9s %9s %9s %9s %20s %22s\n",
 					"profile", "round", "indexes", "ingest s", "builds s", "WAL, MB", "index MB", "rows/s, with builds", "ratio to built at once")
 				headed = true
 			}
@@ -140,7 +142,7 @@ func printBuilds(out *bytes.Buffer, all []growthFigures) {
 			if b.ToImmediate > 0 {
 				ratio = fmt.Sprintf("%.2f", b.ToImmediate)
 			}
-			fmt.Fprintf(out, "%-8s %-7s %8d %9.1f %9.1f %9.0f %9.0f %20.0f %22s\n", b.Profile, round, b.Indexes, f.Worker.Seconds, b.Seconds,
+			fmt.Fprintf(out, "%-8s %-7s %8d %9.1f %9.1f %9.0f %9.0f %20.0f %22s\n", b.Profile, round, b.Indexes, float64(f.Events)/f.Worker.Rate, b.Seconds,
 				float64(b.WALBytes)/1e6, float64(b.IndexBytes)/1e6, b.Rate, ratio)
 		}
 	}

@@ -18,11 +18,11 @@ import (
 func TestGrowthAndCurves(t *testing.T) {
 	out, again := t.TempDir(), t.TempDir()
 	o, err := parse([]string{
-		"-scenarios", "growth,lanes,workers,partitions", "-events", "2000", "-indexed-events", "2000", "-rounds", "1", "-growth-events", "4000", "-growth-slice", "1000",
+		"-scenarios", "growth,lanes,workers,partitions", "-events", "2000", "-indexed-events", "2000", "-rounds", "1", "-growth-events", "4000", "-growth-slice", "2000",
 		"-curve-lanes", "4,16", "-curve-workers", "1,3", "-curve-partitions", "1,6", "-set", "AUDITSINK_FLUSH_ROWS=50", "-out", out,
 	})
 	require.NoError(t, err)
-	o.growth.variants, o.curves.variants = []string{leanIndexes, hotIndexes}, []string{noIndex}
+	o.growth.variants, o.curves.variants = []string{allIndexes, hotIndexes}, []string{noIndex}
 	require.NoError(t, run(t.Context(), o))
 
 	raw, err := os.ReadFile(filepath.Join(out, "growth-lanes-workers-partitions.json"))
@@ -31,25 +31,38 @@ func TestGrowthAndCurves(t *testing.T) {
 	require.NoError(t, json.Unmarshal(raw, &r))
 	require.Len(t, r.Growth, 2)
 	for _, f := range r.Growth {
-		require.Len(t, f.Ceiling.Slices, 4, f.Variant)
-		for i, s := range f.Ceiling.Slices {
-			require.Equal(t, i+1, s.Slice)
-			require.EqualValues(t, 1000, s.Rows)
-			require.Positive(t, s.WALBytes)
-			require.Positive(t, s.IndexBytes)
-			require.Positive(t, s.TableBytes)
+		sides := []growthSide{f.Ceiling, f.Worker}
+		if f.Variant == allIndexes {
+			sides = append(sides, *f.Debezium)
+		} else {
+			require.Nil(t, f.Debezium)
 		}
-		require.NotEmpty(t, f.Worker.Slices, f.Variant)
+		part := 2000 / len(sides) / 4 * 4
+		require.Equal(t, 2*part*len(sides), f.Events)
+		for _, side := range sides {
+			require.Len(t, side.Slices, 2, f.Variant)
+			for i, s := range side.Slices {
+				require.Equal(t, i+1, s.Slice)
+				require.EqualValues(t, part, s.Rows)
+				require.Positive(t, s.Rate)
+				require.Positive(t, s.WALBytes)
+				require.Positive(t, s.IndexBytes)
+				require.Positive(t, s.TableBytes)
+			}
+		}
 	}
+	require.InDelta(t, 1, r.Growth[0].ToAll, 1e-9)
+	require.Positive(t, r.Growth[1].ToAll)
+	require.Positive(t, r.Growth[1].ToDebezium)
 	require.Empty(t, r.Growth[0].Builds)
 	builds := r.Growth[1].Builds
 	require.Len(t, builds, 2)
 	require.Equal(t, indexes.Full, builds[0].Profile)
 	require.Equal(t, 16, builds[0].Indexes)
-	require.Zero(t, builds[0].ToImmediate, "all wasn't measured")
+	require.Positive(t, builds[0].ToImmediate)
 	require.Equal(t, indexes.Lean, builds[1].Profile)
 	require.Equal(t, 6, builds[1].Indexes)
-	require.Positive(t, builds[1].ToImmediate)
+	require.Zero(t, builds[1].ToImmediate, "lean wasn't measured")
 	require.Greater(t, builds[0].IndexBytes, builds[1].IndexBytes)
 
 	var places []string
@@ -124,42 +137,53 @@ func TestInMonths(t *testing.T) {
 	}))
 }
 
+func TestPaceOf(t *testing.T) {
+	at := func(seconds float64, stored int64) point { return point{time.Unix(0, int64(seconds*1e9)), stored} }
+	// A start of two seconds doesn't count, nor does the last batch, for which the sink has waited.
+	require.InDelta(t, 450, paceOf([]point{at(0, 0), at(2, 50), at(3, 500), at(4, 950), at(9, 1000)}), 1e-9)
+	// Too few commits to tell.
+	require.InDelta(t, 100, paceOf([]point{at(0, 0), at(10, 1000)}), 1e-9)
+	require.InDelta(t, 100, paceOf([]point{at(0, 0), at(4, 900), at(10, 1000)}), 1e-9)
+}
+
 func TestGrowthSlices(t *testing.T) {
-	at := func(seconds int, stored, wal int64) mark {
-		return mark{point{time.Unix(int64(seconds), 0), stored}, wal, 10 * stored, 20 * stored}
+	progress := func(perSecond int64) (all []point) {
+		for i := range int64(21) {
+			all = append(all, point{time.Unix(i, 0), i * perSecond})
+		}
+		return all
 	}
 	var s growthSide
-	s.add(at(1, 50, 0), at(3, 1050, 500), 1000)
-	s.add(at(3, 1050, 500), at(7, 2000, 900), 1000)
-	require.Equal(t, growthFigure{Slice: 1, Rows: 1000, Seconds: 2, Rate: 500, Micros: 2000, WALBytes: 500, TableBytes: 10500, IndexBytes: 21000}, s.Slices[0])
-	require.Equal(t, 2, s.Slices[1].Slice)
-	require.InDelta(t, 237.5, s.Slices[1].Rate, 1e-9)
-	require.InDelta(t, 325, s.Rate, 1e-9)
-	require.InDelta(t, 6, s.Seconds, 1e-9)
-	require.Nil(t, s.slice(3))
+	s.add(1, progress(50), mark{wal: 100}, mark{600, 10500, 21000})
+	s.add(2, progress(25), mark{}, mark{})
+	require.Equal(t, growthFigure{Slice: 1, Rows: 1000, Seconds: 20, Rate: 50, Micros: 20000, WALBytes: 500, TableBytes: 10500, IndexBytes: 21000}, s.Slices[0])
+	require.InDelta(t, 37.5, s.Rate, 1e-9)
+	require.InDelta(t, 40, s.Seconds, 1e-9)
 
-	f := growthFigures{Events: 2000, Worker: s, Builds: []buildFigures{{Seconds: 4}}}
-	f.Ceiling.add(at(0, 0, 0), at(1, 1000, 0), 1000)
-	f.Ceiling.add(at(0, 1000, 0), at(1, 2000, 0), 1000)
+	f := growthFigures{Events: 3000, Worker: s, Builds: []buildFigures{{Seconds: 20}}}
+	f.Ceiling.add(1, progress(100), mark{}, mark{})
+	f.Ceiling.add(2, progress(100), mark{}, mark{})
 	f.compare()
-	require.InDelta(t, 0.325, f.Ratio, 1e-9)
-	require.InDeltaSlice(t, []float64{0.5, 0.2375}, f.Ratios, 1e-9)
-	require.InDelta(t, 200, f.Builds[0].Rate, 1e-9)
+	require.InDelta(t, 0.375, f.Ratio, 1e-9)
+	require.InDeltaSlice(t, []float64{0.5, 0.25}, f.Ratios, 1e-9)
+	require.InDelta(t, 30, f.Builds[0].Rate, 1e-9)
 }
 
 func TestGrowthMedians(t *testing.T) {
-	run := func(variant string, round int, rate float64, slices ...int) growthFigures {
-		f := growthFigures{Variant: variant, Round: round, Ratio: rate / 100, Worker: growthSide{Rate: rate, Seconds: 1 / rate}, Ceiling: growthSide{Rate: 100}}
-		for _, n := range slices {
-			f.Worker.Slices = append(f.Worker.Slices, growthFigure{Slice: n, Rate: rate * float64(n), WALBytes: int64(rate)})
-			f.Ratios = append(f.Ratios, rate)
-		}
+	run := func(variant string, round int, rate float64) growthFigures {
+		f := growthFigures{Variant: variant, Round: round, Ratio: rate / 100, Worker: growthSide{Rate: rate, Seconds: 1 / rate}, Ceiling: growthSide{Rate: 100}, Ratios: []float64{rate}}
+		f.Worker.Slices = []growthFigure{{Slice: 1, Rows: 5, Rate: rate, WALBytes: int64(rate)}}
+		f.Ceiling.Slices = []growthFigure{{Slice: 1, Rows: 5, Rate: 100}}
 		return f
 	}
-	deferred := run(hotIndexes, 1, 90, 1)
+	deferred := run(hotIndexes, 1, 90)
 	deferred.Builds = []buildFigures{{Profile: indexes.Full, Rate: 60}, {Profile: indexes.Lean, Rate: 80}}
-	runs := []growthFigures{run(allIndexes, 1, 10, 1, 2), deferred, run(allIndexes, 2, 30, 1, 2), run(allIndexes, 3, 20, 1)}
-	compareBuilds(runs)
+	runs := []growthFigures{run(allIndexes, 1, 10), deferred, run(allIndexes, 2, 30), run(allIndexes, 3, 20)}
+	runs[0].Debezium = &growthSide{Rate: 15, Slices: []growthFigure{{Slice: 1, Rows: 5, Rate: 15}}}
+	runs[2].Debezium, runs[3].Debezium = runs[0].Debezium, runs[0].Debezium
+	compareGrowth(runs)
+	require.InDelta(t, 9, runs[1].ToAll, 1e-9)
+	require.InDelta(t, 6, runs[1].ToDebezium, 1e-9)
 	require.InDelta(t, 6, runs[1].Builds[0].ToImmediate, 1e-9)
 	require.Zero(t, runs[1].Builds[1].ToImmediate, "lean built at once wasn't measured")
 	m := growthMedians(runs)
@@ -167,14 +191,18 @@ func TestGrowthMedians(t *testing.T) {
 	require.Equal(t, allIndexes, m[0].Variant)
 	require.InDelta(t, 20, m[0].Worker.Rate, 1e-9)
 	require.InDelta(t, 0.2, m[0].Ratio, 1e-9)
-	require.Equal(t, []float64{20}, m[0].Ratios, "the second slice isn't of all rounds")
-	require.Equal(t, []growthFigure{{Slice: 1, Rate: 20, WALBytes: 20}}, m[0].Worker.Slices)
+	require.InDelta(t, 20./15, m[0].ToDebezium, 1e-9)
+	require.Equal(t, []float64{20}, m[0].Ratios)
+	require.Equal(t, []growthFigure{{Slice: 1, Rows: 5, Rate: 20, WALBytes: 20}}, m[0].Worker.Slices)
+	require.InDelta(t, 15, m[0].Debezium.Rate, 1e-9)
+	require.Nil(t, m[1].Debezium)
 	require.Equal(t, runs[1].Builds, m[1].Builds)
 
 	var out bytes.Buffer
 	printGrowth(&out, runs, m)
 	require.Regexp(t, `(?m)^full +1 .* 60 +6\.00$`, out.String())
 	require.Regexp(t, `(?m)^lean +median .* 80 +-$`, out.String())
+	require.Regexp(t, `(?m)^deferred +median +90 +9\.00 +6\.00$`, out.String())
 }
 
 func TestCurveMedians(t *testing.T) {

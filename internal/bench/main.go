@@ -184,8 +184,8 @@ func parse(args []string) (options, error) {
 	if p := o.recovery; p.kills < 1 || p.rate < 1 || p.backlog <= 0 {
 		return o, errors.New("-recovery-kills, -recovery-rate and -recovery-backlog must be positive")
 	}
-	if o.connections < 1 || min(o.growth.events, o.growth.slice) < 10*o.lanes {
-		return o, errors.New("-connections must be positive, -growth-events and -growth-slice ten times -lanes")
+	if o.connections < 1 || o.growth.slice < 30*o.lanes || o.growth.events < o.growth.slice {
+		return o, errors.New("-connections must be positive, -growth-slice thirty times -lanes, and -growth-events not less than -growth-slice")
 	}
 	if slices.Contains(o.scenarios, workersCurve) && slices.Max(o.curves.workers) > o.lanes {
 		return o, errors.New("-curve-workers must not exceed -lanes")

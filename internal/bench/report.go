@@ -171,7 +171,7 @@ func (b *bench) postgresVersion(ctx context.Context) (version string, err error)
 // publish prints the report and writes it to a file, if one is named.
 func (r *report) publish(out io.Writer, path string) error {
 	r.Medians, r.ComparedMedians = medians(r.Runs), medians(r.Compared)
-	compareBuilds(r.Growth)
+	compareGrowth(r.Growth)
 	r.GrowthMedians, r.CurveMedians = growthMedians(r.Growth), curveMedians(r.Curves)
 	var text bytes.Buffer
 	for _, f := range r.Facts {

@@ -18,6 +18,8 @@ const horizon = 36500 * 24 * time.Hour
 // source makes events, one lane after the other, and their rows. Two of the same times make the same, so that nobody has to keep ten million rows.
 type source struct {
 	lanes int
+	// firstLane is before the ID of the first lane in rows.
+	firstLane int32
 	// when is about when an event happens, by its number.
 	when func(i int) time.Time
 
@@ -58,7 +60,7 @@ func (s *source) encode(n int, each func(key, value []byte)) (chunks [][]byte, e
 			return nil, fmt.Errorf("a sample event is no row: %s: %s", quarantine.Reason, quarantine.Detail)
 		}
 		c := &s.open[lane]
-		c.add(row, int32(lane+1), rec.Offset) //nolint:gosec // a small number
+		c.add(row, s.firstLane+int32(lane+1), rec.Offset) //nolint:gosec // a small number
 		if c.rows == transactionRows {
 			chunks = append(chunks, c.cut())
 		}
