@@ -65,6 +65,9 @@ func (b Builder) Run(ctx context.Context, term Term) error {
 // It begins nothing beside a transaction that it would have to wait for for long, nor where somebody else has the partition locked; that is left for the next call. It ends with [ErrDeposed]
 // where the term is over.
 func (b Builder) Build(ctx context.Context, term Term) error {
+	if err := b.settle(ctx, term); err != nil {
+		return fmt.Errorf("settle records of builds: %w", err)
+	}
 	var s *building
 	var failed []error
 	tried := map[string]bool{}
@@ -99,6 +102,21 @@ func (b Builder) Build(ctx context.Context, term Term) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// settle says of builds that they are done where the index is there and valid: whoever began them may have been killed, or deposed, before the record. The server had gone on.
+func (b Builder) settle(ctx context.Context, term Term) error {
+	return transact(ctx, b.DB, func(tx pgx.Tx) error {
+		found, err := tx.Exec(ctx, `
+			UPDATE audit_partition_event e SET state = 'done', updated_at = clock_timestamp(), term = $1
+			WHERE kind = 'index' AND state = 'verified' AND EXISTS (
+				SELECT FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+				WHERE x.indrelid = to_regclass(quote_ident(e.partition_name)) AND i.relname = e.detail->>'index' AND x.indisvalid)`, term.Number)
+		if err != nil || found.RowsAffected() == 0 {
+			return err
+		}
+		return term.confirm(ctx, tx)
+	})
 }
 
 // besideOld is why nothing is begun.
@@ -166,7 +184,7 @@ func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
 }
 
 // build builds one index, with its begin and its end on record. The term is confirmed by both records: a leader that was deposed begins nothing, and what it had begun by then its
-// successor finds there, or does again.
+// successor settles, or does again.
 func (s *building) build(ctx context.Context, d *dueIndex) error {
 	old, err := s.besideOld(ctx, d)
 	if err != nil || old {

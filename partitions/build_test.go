@@ -225,6 +225,8 @@ func TestBuildOfTheDeposed(t *testing.T) {
 		require.Equal(t, []string{"verified"}, column[string](t, pool, `SELECT state FROM audit_partition_event WHERE partition_name <> 'audit_log' AND kind = 'index'`))
 		require.NoError(t, b.Build(t.Context(), third))
 		require.Len(t, indexesOf(t, pool, "audit_log_2026_10_01"), len(choice.Later())+1)
+		require.Equal(t, []string{"done"}, column[string](t, pool, `SELECT DISTINCT state FROM audit_partition_event WHERE partition_name <> 'audit_log' AND kind = 'index'`))
+		require.Equal(t, []int64{int64(len(choice.Later()))}, column[int64](t, pool, `SELECT count(*) FROM audit_partition_event WHERE partition_name <> 'audit_log' AND kind = 'index'`), "one record each")
 	})
 }
 

@@ -136,10 +136,10 @@ func (c Change) removals(parent relation, tables []relation) []Step {
 	return steps
 }
 
-// wants tells whether a table is to have an index of its own: one that audit_log's will take over, or a deferred one.
+// wants tells whether a table may have an index of its own: one that audit_log's will take over, or a deferred one, which the leader may have built after a shorter grace than ours.
 func (c Change) wants(t relation, i Index) bool {
 	inherits := slices.ContainsFunc(t.indexes, func(p present) bool { return p.Attached && p.is(i) })
-	return slices.Contains(c.To.Parent(), i) && !inherits || slices.Contains(c.To.Later(), i) && c.ended(t)
+	return slices.Contains(c.To.Parent(), i) && !inherits || slices.Contains(c.To.Later(), i) && !t.upper.IsZero() && !c.Now().Before(t.upper)
 }
 
 // ended tells whether a partition's interval is over, with its grace.

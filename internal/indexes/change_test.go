@@ -274,3 +274,21 @@ func TestChangeBeside(t *testing.T) {
 		require.Equal(t, []string{"dbas_own", "dbas_wide"}, testkit.Column[string](t, conn, `SELECT relname::text FROM pg_class WHERE relname LIKE 'dbas\_%' AND relkind IN ('i', 'I') ORDER BY 1`))
 	})
 }
+
+// TestGraceOfTheLeader: who changes indexes by a longer grace than the leader's leaves what that has built of a partition whose interval has just ended; of one that still takes rows nobody wants more.
+func TestGraceOfTheLeader(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		deferred := Choice{Full, Deferred}
+		run(t, db, deferred)
+		requireExactly(t, conn, deferred)
+		end := month.AddDate(0, 1, 0)
+		plan := func(now time.Time) []Step {
+			steps, err := Change{To: deferred, Grace: time.Hour, Now: func() time.Time { return now }}.Plan(t.Context(), conn)
+			require.NoError(t, err)
+			return slices.DeleteFunc(steps, func(s Step) bool { return s.Table != "audit_log_2026_03" })
+		}
+		require.Empty(t, plan(end))
+		require.Len(t, plan(end.Add(-time.Microsecond)), len(deferred.Later()))
+	})
+}
