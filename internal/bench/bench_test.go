@@ -104,9 +104,9 @@ func TestScenarios(t *testing.T) {
 // TestLatencyAndRecovery runs both, small, as TestScenarios.
 func TestLatencyAndRecovery(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "figures.json")
-	o, err := parse([]string{"-scenarios", "latency,recovery", "-set", "AUDITSINK_KAFKA_SESSION_TIMEOUT=2s", "-json", path})
+	o, err := parse([]string{"-scenarios", "latency,recovery", "-set", "AUDITSINK_KAFKA_SESSION_TIMEOUT=2s", "-flush-rows", "20", "-json", path})
 	require.NoError(t, err)
-	o.indexedEvents = 1000
+	o.indexedEvents = 2000 // a hundred commits, so that the peak can be told
 	o.latency = latencyPlan{runs: 1, shares: []int{5, 10}, warmUp: time.Second, after: time.Second}
 	o.recovery = recoveryPlan{lanes: 4, rate: 200, kills: 1, backlog: 5 * time.Second, before: time.Second}
 	require.NoError(t, run(t.Context(), o))
