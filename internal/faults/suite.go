@@ -11,7 +11,7 @@ import (
 
 // atOnce is how many environments run at once beside those that have a server for themselves: most of their time is spent waiting for sessions
 // to expire.
-const atOnce = 8
+const atOnce = 5
 
 // suite is what the scenarios of a run share.
 type suite struct {
