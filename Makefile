@@ -21,8 +21,11 @@ build: ## Build bin/auditsink, a static binary
 dev: build ## Run everything on this machine, with an embedded broker and database
 	@bin/auditsink dev
 
+# The packages that take longest come first, so that none of them is left to run alone at the end.
+LONGEST := ./partitions ./internal/faults ./cmd/auditsink ./internal/query ./internal/bench ./consumer ./internal/convert ./sink ./internal/server
+
 test: ## Run every test with the race detector, on real servers
-	$(GO) test -race -shuffle=on -p 2 -timeout $(TIMEOUT) ./...
+	$(GO) test -race -shuffle=on -p 2 -timeout $(TIMEOUT) $(LONGEST) ./...
 
 # FAULTS=long makes all of it, within an hour or so; FAULTS_SEED=N repeats a run, and FAULTS_RUN=REGEXP chooses scenarios.
 faults: ## Run the fault suite; FAULTS=long for all of it, FAULTS_SEED=N for a run again, FAULTS_RUN=REGEXP for a part
