@@ -100,10 +100,11 @@ func inTurn(string) func(*kgo.Record, int) int {
 	}
 }
 
-// pace publishes so many events a second until stop is closed, and returns how many there are in the topic then. Each lane gets its part of
+// pace publishes so many events a second, which happen then, until stop is closed, and returns how many there are in the topic then. Each lane gets its part of
 // them every few milliseconds.
 func pace(ctx context.Context, producer *kafka.Producer, topic string, perSecond int, stop <-chan struct{}) (int64, error) {
 	generator := sample.New(seed)
+	generator.Prompt()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	begin, events := time.Now(), int64(0)

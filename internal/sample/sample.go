@@ -23,6 +23,7 @@ type Generator struct {
 	stamp   []byte
 	fields  hashing.Fields
 	hashAll bool
+	prompt  bool
 }
 
 // New returns a generator whose events depend on nothing but the seed and the
@@ -35,6 +36,9 @@ func New(seed uint64) *Generator {
 // HashAll lets every event carry its hash from now on. Otherwise one in four
 // does.
 func (g *Generator) HashAll() { g.hashAll = true }
+
+// Prompt lets every event happen at the time that is given to Next from now on.
+func (g *Generator) Prompt() { g.prompt = true }
 
 // Next invents one event that happened up to two seconds before now. The value
 // is a valid event, about 600 bytes of JSON; the key is its organization or,
@@ -58,6 +62,9 @@ func (g *Generator) event(now time.Time) (key []byte) {
 	*f = hashing.Fields{}
 
 	happened := now.Add(-time.Duration(r.Int64N(int64(spread))))
+	if g.prompt {
+		happened = now
+	}
 	g.stamp = hashing.AppendTimestamp(g.stamp[:0], happened.UnixMicro())
 	f.Timestamp = g.stamp
 

@@ -99,6 +99,17 @@ func TestDeterministic(t *testing.T) {
 	require.Equal(t, 1000, differ)
 }
 
+func TestPrompt(t *testing.T) {
+	g := sample.New(7)
+	g.Prompt()
+	for range 100 {
+		_, value := g.Next(now)
+		var e parsed
+		require.NoError(t, json.Unmarshal(value, &e))
+		require.True(t, now.Equal(e.Timestamp), e.Timestamp)
+	}
+}
+
 // What else an event holds doesn't depend on whether all carry their hash.
 func TestHashAll(t *testing.T) {
 	some, all := sample.New(7), sample.New(7)
