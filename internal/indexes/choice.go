@@ -76,7 +76,7 @@ func strip(ctx context.Context, tx pgx.Tx, c Choice) error {
 	var names []string
 	for _, i := range every {
 		for _, p := range parent.indexes {
-			if p.ours(parent.name, i) && !(p.Valid && slices.Contains(c.Parent(), i)) {
+			if p.ours(parent.name, i) && (!p.Valid || !slices.Contains(c.Parent(), i)) {
 				names = append(names, parent.of(p.Name))
 			}
 		}
