@@ -406,7 +406,7 @@ func TestBuildOutlastsTheRole(t *testing.T) {
 		group.Go(func() error { return b.Run(ctx, term) })
 		pid := awaitBuild(t, pool)
 		require.Eventually(t, func() bool {
-			return column[bool](t, pool, `SELECT clock_timestamp() - query_start > interval '1.5 seconds' AND query LIKE 'CREATE INDEX CONCURRENTLY%' FROM pg_stat_activity WHERE pid = $1`, pid)[0]
+			return column[bool](t, pool, `SELECT clock_timestamp() - query_start > interval '1.5 seconds' AND state = 'active' AND query LIKE 'CREATE INDEX CONCURRENTLY%' FROM pg_stat_activity WHERE pid = $1`, pid)[0]
 		}, 20*time.Second, 20*time.Millisecond, "it goes on for longer than a statement of the role may")
 		exec(t, pool, `SELECT pg_cancel_backend($1)`, pid)
 		release()
