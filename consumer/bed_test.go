@@ -109,7 +109,7 @@ func (b *bed) start(opts consumer.Options, topics ...kgo.Opt) *worker {
 		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), 2555*24*time.Hour, partitions.Schedule{}, days)
 		return nil, err
 	}
-	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour}, ensure, w.metrics, log)
+	s := sink.New(pool, 4, event.Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour}, ensure, w.metrics, log)
 	w.Consumer, err = consumer.New(opts, append(topics, kgo.SeedBrokers(b.seeds...), kgo.MetadataMinAge(100*time.Millisecond),
 		kgo.MetadataMaxAge(2*time.Second)), s, w.metrics, log)
 	require.NoError(b, err)

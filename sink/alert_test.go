@@ -34,7 +34,7 @@ func TestFlushFailingAlert(t *testing.T) {
 			return told
 		}
 		away := 0 // how often no partition can be made
-		s := sink.New(b.pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, func(ctx context.Context, days []time.Time) ([]time.Time, error) {
+		s := sink.New(b.pool, 4, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, func(ctx context.Context, days []time.Time) ([]time.Time, error) {
 			if away > 0 {
 				away--
 				return nil, &pgconn.PgError{Code: "55P03", Message: "canceling statement due to lock timeout"}

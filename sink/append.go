@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -47,7 +48,7 @@ func (s *Sink) Append(ctx context.Context, b *Batch) (Stored, error) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 10*time.Second
 	for {
-		err := attempt.bounded(ctx)
+		err := attempt.try(ctx)
 		if err == nil {
 			s.count(b, attempt.stored, started)
 			return attempt.stored, nil
@@ -144,28 +145,19 @@ type attempt struct {
 	reasons   []event.Reason
 	// barred are days that no table partition may be made for.
 	barred map[time.Time]bool
+	// pass lets another batch send its rows.
+	pass func()
 	// search is what is known about a batch that the database refused, nil about any other.
 	search *search
 }
 
-// attemptTimeout bounds one attempt: a connection may be dead without saying so, and what it left open is settled by the next.
+// attemptTimeout bounds what one attempt does on a connection: it may be dead without saying so, and what it left open is settled by the next.
 var attemptTimeout = time.Minute // shorter in a test
 
-func (a *attempt) bounded(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
-	defer cancel()
-	return a.run(ctx)
-}
-
-// run tries once. Whatever it reports, the batch is either stored whole or not at all.
-func (a *attempt) run(ctx context.Context) error {
-	conn, err := a.pool.Acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release()
+// try makes one attempt. Whatever it reports, the batch is either stored whole or not at all.
+func (a *attempt) try(ctx context.Context) error {
 	if a.unsettled {
-		stored, err := a.settle(ctx, conn.Conn())
+		stored, err := a.resolve(ctx)
 		if err != nil {
 			return err
 		}
@@ -175,6 +167,38 @@ func (a *attempt) run(ctx context.Context) error {
 			return nil
 		}
 	}
+	// Who waits for a turn holds no connection, and waits for as long as the others take.
+	select {
+	case a.turns <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	a.pass = sync.OnceFunc(func() { <-a.turns })
+	defer a.pass()
+	return a.store(ctx)
+}
+
+// resolve reads whether an earlier attempt has stored the batch.
+func (a *attempt) resolve(ctx context.Context) (stored bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	conn, err := a.pool.Acquire(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer conn.Release()
+	return a.settle(ctx, conn.Conn())
+}
+
+// store runs the transaction, and finds out what became of it.
+func (a *attempt) store(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	conn, err := a.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
 	err = a.transact(ctx, conn.Conn())
 	switch {
 	case err == nil:
@@ -220,6 +244,7 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 			return fmt.Errorf("put a gap of lane %d on record: %w", b.Claim.LaneID, err)
 		}
 	}
+	a.pass()
 	failpoint.Hit("sink.copied")
 	tag, err := conn.Exec(ctx, move, b.Claim.LaneID, b.To, b.LeaderEpoch, b.Claim.Epoch, b.Claim.Next)
 	if err != nil {

@@ -45,7 +45,7 @@ func BenchmarkAppendRow(b *testing.B) {
 // BenchmarkCopyData is a batch on its way from records to what COPY sends: decoding, checks, hash, encoding.
 func BenchmarkCopyData(b *testing.B) {
 	records, bytes := sampleRecords(5000)
-	a := &attempt{Sink: New(nil, sampleRules, nil, nil, nil), batch: &Batch{Claim: Claim{LaneID: 1}, Records: records}}
+	a := &attempt{Sink: New(nil, 1, sampleRules, nil, nil, nil), batch: &Batch{Claim: Claim{LaneID: 1}, Records: records}}
 	part := make([]byte, 64<<10-5) // as pgconn reads: a message of 64 KiB with its head
 	b.SetBytes(bytes)
 	b.ReportAllocs()
@@ -116,7 +116,7 @@ func TestCopyData(t *testing.T) {
 // TestReleasedStream: one that was ended gives no more, since others have its scratch space; and that holds on to no giant's.
 func TestReleasedStream(t *testing.T) {
 	records, _ := sampleRecords(500)
-	a := &attempt{Sink: New(nil, sampleRules, nil, nil, nil), batch: &Batch{Claim: Claim{LaneID: 1}}}
+	a := &attempt{Sink: New(nil, 1, sampleRules, nil, nil, nil), batch: &Batch{Claim: Claim{LaneID: 1}}}
 	stream, part := a.take(records, sampleNow), make([]byte, chunk/2)
 	_, err := stream.Read(part)
 	require.NoError(t, err)

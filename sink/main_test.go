@@ -65,11 +65,11 @@ func (b *bed) newSink(pool *postgres.Pool) *sink.Sink {
 
 // newSinkOf makes a sink that takes records by other rules.
 func (b *bed) newSinkOf(pool *postgres.Pool, rules event.Rules) *sink.Sink {
-	return sink.New(pool, rules, b.ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
+	return sink.New(pool, 4, rules, b.ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
 }
 
 func (b *bed) newSinkWith(pool *postgres.Pool, m *metrics.Metrics, log *zap.Logger) *sink.Sink {
-	return sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, m, log)
+	return sink.New(pool, 4, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, m, log)
 }
 
 // ensure is the sink's way to table partitions on demand.

@@ -243,7 +243,7 @@ that was redriven before is noted and left. That records stay in quarantine is n
 					defer maintenance.Close()
 				}
 				m := metrics.New(version, event.Reasons()) // nobody asks a command for them
-				done, err := sink.New(pool, rules(cfg), lateDays(cfg, maintenance, partitions.NewWatch(maintenance.Pool, m, schedule(cfg), retention(cfg)), zap.NewNop()), m, zap.NewNop()).Redrive(ctx, in)
+				done, err := sink.New(pool, cfg.CopyConns, rules(cfg), lateDays(cfg, maintenance, partitions.NewWatch(maintenance.Pool, m, schedule(cfg), retention(cfg)), zap.NewNop()), m, zap.NewNop()).Redrive(ctx, in)
 				if done.Kept[event.SignatureMismatch.String()] > 0 && cfg.EventSignatureKey == "" && !unsigned {
 					cmd.PrintErrln("note: AUDITSINK_EVENT_SIGNATURE_KEY is not set, so records whose signature was found wrong stay; set it, or store them unchecked with --unsigned")
 				}

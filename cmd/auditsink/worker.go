@@ -227,7 +227,7 @@ func consume(ctx context.Context, cfg config.Config, log *zap.Logger, ingest, ma
 	if err != nil {
 		return err
 	}
-	s := sink.New(ingest, rules(cfg), lateDays(cfg, maintenance, watch, log), m, log)
+	s := sink.New(ingest, cfg.CopyConns, rules(cfg), lateDays(cfg, maintenance, watch, log), m, log)
 	member, err := consumer.New(consumer.Options{
 		Group: cfg.KafkaGroup, Owner: owner(), FromLatest: cfg.KafkaStart == "latest",
 		FlushRows: cfg.FlushRows, FlushBytes: int64(cfg.FlushBytes), FlushInterval: cfg.FlushInterval,

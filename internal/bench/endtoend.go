@@ -56,6 +56,7 @@ func (b *bench) startWorker(ctx context.Context, db *database, topic, group, nam
 		"AUDITSINK_KAFKA_GROUP=" + group,
 		"AUDITSINK_POSTGRES_URL=" + db.url,
 		"AUDITSINK_FLUSH_ROWS=" + strconv.Itoa(b.flushRows),
+		"AUDITSINK_COPY_CONNS=" + strconv.Itoa(b.copyConns),
 		"AUDITSINK_HTTP_ADDR=127.0.0.1:0",
 	}, b.settings...))
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,7 +30,7 @@ type options struct {
 	events, indexedEvents int
 	lanes                 int
 	rounds                int
-	flushRows             int
+	flushRows, copyConns  int
 	variants              []string
 	settings              []string          // further AUDITSINK_ variables of the worker, as NAME=VALUE
 	debeziumSettings      map[string]string // further properties of Debezium's connector
@@ -95,6 +96,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.lanes, "lanes", 4, "partitions of the topic")
 	flags.IntVar(&o.rounds, "rounds", 3, "rounds, of which the medians are taken")
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
+	flags.IntVar(&o.copyConns, "copy-conns", runtime.NumCPU(), "AUDITSINK_COPY_CONNS of the worker; by default the cores, which the database runs on too")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
 	flags.StringVar(&o.debeziumJVM, "debezium-jvm", debeziumJVM, "Java options of Kafka Connect")

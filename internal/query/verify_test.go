@@ -50,7 +50,7 @@ func bedOn(t *testing.T, url string, values ...string) *bed {
 		_, err := partitions.EnsureFor(ctx, pool.Pool, time.Now(), horizon, partitions.Schedule{}, days)
 		return nil, err
 	}
-	s := sink.New(pool, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(t))
+	s := sink.New(pool, 4, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(t))
 	id := [16]byte{1}
 	require.NoError(t, s.Register(t.Context(), "events", id, "group", []sink.Start{{}}))
 	claim, err := s.Claim(t.Context(), sink.Lane{Topic: "events", TopicID: id}, "group", "test")
