@@ -33,7 +33,7 @@ func TestDefaultValues(t *testing.T) {
 		PostgresPrepared: true,
 		PoolMinConns:     2, PoolMaxConns: 20, PoolIdleTimeout: 30 * time.Second, PoolAcquireTimeout: 10 * time.Second,
 		PoolRetryAttempts: 3, PoolRetryDelay: time.Second,
-		FlushRows: 5000, FlushBytes: 8 << 20, FlushInterval: 500 * time.Millisecond, BufferBytes: 32 << 20,
+		CopyConns: 4, FlushRows: 5000, FlushBytes: 8 << 20, FlushInterval: 500 * time.Millisecond, BufferBytes: 32 << 20,
 		PartitionInterval: "month", PartitionAhead: 6, RetentionMinDays: 30, RetentionGraceDays: 7,
 		IndexProfile: "full", IndexBuild: "immediate", IndexGrace: time.Hour,
 		LeaderLease: 30 * time.Second, MaintenanceInterval: 10 * time.Minute,
