@@ -19,7 +19,7 @@ import (
 func (b *bed) lanes(n int) (claims []sink.Claim) {
 	starts := make([]sink.Start, n)
 	for i := range starts {
-		starts[i].Partition = int32(i) //nolint:gosec // a few
+		starts[i].Partition = int32(i)
 	}
 	require.NoError(b, b.sink.Register(b.Context(), lane.Topic, lane.TopicID, "g", starts))
 	for _, start := range starts {
