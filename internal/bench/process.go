@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	// pollInterval is how often progress is looked at.
+	// pollInterval is how often a condition is looked at that is waited for.
 	pollInterval = 20 * time.Millisecond
+	// followInterval is how often a sink's progress is looked at: every 20 ms cost 1.3 % of two cores, the server's part not counted.
+	followInterval = 50 * time.Millisecond
 	// stalled is after how long without progress a sink is given up.
 	stalled = 90 * time.Second
 )
@@ -68,7 +70,7 @@ func startProcess(name string, cmd *exec.Cmd, logPath string) (*process, error) 
 
 // follow hands over how many records are stored each time that it is more, from none on, until there are so many.
 func (p *process) follow(ctx context.Context, stored func(context.Context) (int64, error), records int64, moved func(point) error) error {
-	tick := time.NewTicker(pollInterval)
+	tick := time.NewTicker(followInterval)
 	defer tick.Stop()
 	last := point{at: time.Now()}
 	if err := moved(last); err != nil {

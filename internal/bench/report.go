@@ -54,8 +54,8 @@ type figures struct {
 	Round      int     `json:"round"` // 0 for the medians
 	Events     int     `json:"events"`
 	EventBytes float64 `json:"event_bytes"` // of an event's value, on average
-	Ceilings   []rates `json:"ceilings"`    // with 1, 2 and 4 connections
-	Ceiling    rates   `json:"ceiling"`     // the best of them
+	Ceilings   []rates `json:"ceilings"`    // before the sinks and after them, or the only one
+	Ceiling    rates   `json:"ceiling"`     // their mean
 	Worker     rates   `json:"worker"`
 	Ratio      rates   `json:"ratio"` // of the worker to the ceiling
 	// CPUSeconds are the worker's, user and system, from its start to its end.
@@ -73,8 +73,9 @@ type figures struct {
 
 // compare fills in what follows from the rest.
 func (f *figures) compare() {
+	n := float64(len(f.Ceilings))
 	for _, c := range f.Ceilings {
-		f.Ceiling = rates{max(f.Ceiling.Whole, c.Whole), max(f.Ceiling.Steady, c.Steady)}
+		f.Ceiling = rates{f.Ceiling.Whole + c.Whole/n, f.Ceiling.Steady + c.Steady/n}
 	}
 	f.Ratio = rates{f.Worker.Whole / f.Ceiling.Whole, f.Worker.Steady / f.Ceiling.Steady}
 	f.CPUPerMillion = f.CPUSeconds / float64(f.Events) * 1e6
@@ -116,6 +117,16 @@ type fact struct {
 	Value string `json:"value"`
 }
 
+// postgresFacts are the server's settings.
+func (b *bench) postgresFacts() string {
+	var set []string
+	for name, value := range b.postgresSettings() {
+		set = append(set, name+"="+value)
+	}
+	slices.Sort(set)
+	return strings.Join(append(set, "the rest default"), ", ")
+}
+
 // facts gathers them. One that can't be found out says so: no run should fail for it.
 func (b *bench) facts(ctx context.Context) []fact {
 	orWhy := func(value string, err error) string {
@@ -129,7 +140,7 @@ func (b *bench) facts(ctx context.Context) []fact {
 		{"date", time.Now().UTC().Format(time.RFC3339)},
 		{"machine", fmt.Sprintf("%d cores shared by all, %s", runtime.NumCPU(), orWhy(processor()))},
 		{"Go", runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH},
-		{"PostgreSQL", orWhy(b.postgresVersion(ctx)) + "; shared_buffers=2GB, wal_compression=on, the rest default"},
+		{"PostgreSQL", orWhy(b.postgresVersion(ctx)) + "; " + b.postgresFacts()},
 		{"Kafka", orWhy(b.kafka.Tool(ctx, "kafka.Kafka", "--version")) + "; one broker, records compressed as internal/kafka.Producer does"},
 		{"topic", fmt.Sprintf("%d lanes where the table doesn't say, filled evenly", b.lanes)},
 		{"worker", strings.Join(settings, " ")},
