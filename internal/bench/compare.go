@@ -97,11 +97,12 @@ type digest struct {
 	Sum  string // of the rows' hashes
 }
 
-// digest is that of the columns that Debezium stores as we do. Those that we compute, add to or give a default are others.
+// digest is that of the columns that Debezium stores as we do, and of the details, which hold a text of JSON with us and what it says with Debezium. The columns that we compute, add to or give a
+// default are others.
 func (db *database) digest(ctx context.Context) (d digest, err error) {
 	err = db.conn.QueryRow(ctx, `
 		SELECT count(*), coalesce(sum(hashtextextended(ROW(timestamp, ttl, principal_id, organization_id, action, target_resource_type, target_resource_id, status,
-			outcome_description, hash, correlation_id, data_classification, archived_at)::text, 0)), 0)::text
+			outcome_description, hash, correlation_id, data_classification, archived_at, coalesce((details->>'context')::jsonb, details))::text, 0)), 0)::text
 		FROM audit_log`).Scan(&d.Rows, &d.Sum)
 	if err != nil {
 		return d, fmt.Errorf("sum up the rows: %w", err)

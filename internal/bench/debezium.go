@@ -33,7 +33,7 @@ var debeziumTuning = map[string]string{
 const debeziumJVM = "-Xms1g -Xmx1g -XX:+UseParallelGC"
 
 // eventSchema tells Connect's JSON converter the members of an event (KIP-1054), since the records of the topic bring no schema. Debezium's own name for a
-// text with a time makes it a timestamptz. Members that aren't here are left out, and so is a retentionPolicy that is a number.
+// text with a time makes it a timestamptz, and that for a text with JSON a jsonb. Members that aren't here are left out, and so is a retentionPolicy that is a number.
 const eventSchema = `{"type":"struct","optional":false,"fields":[` +
 	`{"field":"timestamp","type":"string","name":"io.debezium.time.ZonedTimestamp","optional":false},` +
 	`{"field":"ttl","type":"string","optional":true},` +
@@ -51,12 +51,13 @@ const eventSchema = `{"type":"struct","optional":false,"fields":[` +
 	`{"field":"dataClassification","type":"string","optional":true},` +
 	`{"field":"retentionPolicy","type":"string","optional":true},` +
 	`{"field":"processingLatency","type":"int32","optional":true},` +
-	`{"field":"archivedAt","type":"string","name":"io.debezium.time.ZonedTimestamp","optional":true}]}`
+	`{"field":"archivedAt","type":"string","name":"io.debezium.time.ZonedTimestamp","optional":true},` +
+	`{"field":"context","type":"string","name":"io.debezium.data.Json","optional":true}]}`
 
 // eventColumns are the columns whose names differ from the members'.
 const eventColumns = "principalId:principal_id,organizationId:organization_id,targetResourceType:target_resource_type,targetResourceId:target_resource_id," +
 	"outcomeDescription:outcome_description,hashAlgorithm:hash_algorithm,eventVersion:event_version,correlationId:correlation_id," +
-	"dataClassification:data_classification,retentionPolicy:retention_policy,processingLatency:processing_latency,archivedAt:archived_at"
+	"dataClassification:data_classification,retentionPolicy:retention_policy,processingLatency:processing_latency,archivedAt:archived_at,context:details"
 
 // debeziumFacts are the settings of Debezium for the report.
 func (b *bench) debeziumFacts() string {

@@ -27,7 +27,7 @@ func (b *bench) growthTurns(ctx context.Context, db *database, f *growthFigures)
 	begin := time.Now().Add(-time.Duration(b.growth.events) * growthPeriod)
 	s := newSource(b.lanes, func(i int) time.Time { return begin.Add(time.Duration(i) * growthPeriod) })
 	s.firstLane = ceilingLanes
-	s.generator.HashAll()
+	s.comparable()
 	end = func(_ context.Context, err error) error { return err }
 	after := func(more func(context.Context, error) error) {
 		before := end

@@ -362,7 +362,7 @@ func (b *bench) variant(ctx context.Context, topic, name string, beside contende
 	say("indexes: %s: making %d events", name, events)
 	s := newSource(b.lanes, now)
 	if beside != nil {
-		s.generator.HashAll() // or a sink that computes no hash would have less to store
+		s.comparable()
 	}
 	load, err := b.preloadFrom(ctx, topic, s, events)
 	if err != nil {

@@ -1,6 +1,7 @@
 package sample
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"math/rand/v2"
@@ -175,6 +176,20 @@ func appendContext(b []byte, r *rand.Rand, c *clinic, s *scenario) []byte {
 		b = append(b, '}')
 	}
 	return b
+}
+
+// flatten makes a text of the members from a place on, which begin with a
+// comma. None of them has a character to escape but its quotes.
+func flatten(b []byte, from int) []byte {
+	members := bytes.Clone(b[from+1:])
+	b = append(b[:from], `,"context":"{`...)
+	for _, c := range members {
+		if c == '"' {
+			b = append(b, '\\')
+		}
+		b = append(b, c)
+	}
+	return append(b, `}"`...)
 }
 
 // appendDigits writes n in decimal, with zeros in front up to width.

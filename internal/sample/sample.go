@@ -24,6 +24,7 @@ type Generator struct {
 	fields  hashing.Fields
 	hashAll bool
 	prompt  bool
+	flat    bool
 }
 
 // New returns a generator whose events depend on nothing but the seed and the
@@ -36,6 +37,10 @@ func New(seed uint64) *Generator {
 // HashAll lets every event carry its hash from now on. Otherwise one in four
 // does.
 func (g *Generator) HashAll() { g.hashAll = true }
+
+// Flat lets what has no column of its own be one text from now on, the member
+// context: the same members, as JSON within JSON.
+func (g *Generator) Flat() { g.flat = true }
 
 // Prompt lets every event happen at the time that is given to Next from now on.
 func (g *Generator) Prompt() { g.prompt = true }
@@ -139,8 +144,12 @@ func (g *Generator) event(now time.Time) (key []byte) {
 		b = append(b, `,"processingLatency":`...)
 		b = appendDigits(b, r.Uint64N(80), 1)
 	}
+	from = len(b)
 	b = appendSession(b, r)
 	b = appendContext(b, r, c, s)
+	if g.flat {
+		b = flatten(b, from)
+	}
 	g.text = append(b, '}')
 
 	if f.OrganizationID != nil {

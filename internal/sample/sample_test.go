@@ -3,6 +3,7 @@ package sample_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"testing"
 	"time"
 
@@ -125,6 +126,24 @@ func TestHashAll(t *testing.T) {
 			delete(b, "hash")
 			delete(b, "hashAlgorithm")
 		}
+		require.Equal(t, a, b)
+	}
+}
+
+// What else an event holds doesn't depend on whether what has no column is one text, which holds it too.
+func TestFlat(t *testing.T) {
+	deep, flat := sample.New(7), sample.New(7)
+	flat.Flat()
+	for range 100 {
+		_, value := deep.Next(now)
+		_, flattened := flat.Next(now)
+		var a, b, context map[string]any
+		require.NoError(t, json.Unmarshal(value, &a))
+		require.NoError(t, json.Unmarshal(flattened, &b))
+		require.NoError(t, json.Unmarshal([]byte(b["context"].(string)), &context)) //nolint:forcetypeassert // panics
+		require.Contains(t, context, "sessionContext")
+		delete(b, "context")
+		maps.Copy(b, context)
 		require.Equal(t, a, b)
 	}
 }
