@@ -146,7 +146,7 @@ type Index struct {
 // SeqScanned is a partition that is read as a whole.
 type SeqScanned struct {
 	Partition string `json:"partition"`
-	Scans     int64  `json:"scans"`
+	Scans     int64  `json:"scans"` // of all its rows: RowsRead over Rows
 	RowsRead  int64  `json:"rows_read"`
 	Rows      int64  `json:"rows"` // that it has, by estimate
 }

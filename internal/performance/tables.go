@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// A partition of at least bigRows rows that is read as a whole manySeqScans times in a window may lack an index.
+	// A partition of at least bigRows rows that is read as a whole manySeqScans times in a window may lack an index. How often is told by
+	// the rows read: the server's count of scans has each worker of a parallel scan, and scans that end after a few rows.
 	bigRows      = 10_000
 	manySeqScans = 10
 	// mostDead is how many partitions with dead rows are told of.
@@ -31,7 +32,7 @@ type tableCount struct {
 	Partition
 	Estimate          int64 // reltuples, by the last VACUUM or ANALYZE
 	Plain             bool  // a plain table that isn't being detached
-	SeqScans, SeqRows int64
+	SeqRows           int64 // read by sequential scans
 	Fetched, Hit      int64 // blocks of the heap
 	Vacuums, Analyzes int64 // of people and auditsink, not autovacuum's
 }
@@ -60,7 +61,7 @@ func countTables(ctx context.Context, tx pgx.Tx, now time.Time) (*tableCounts, e
 func readTables(ctx context.Context, tx pgx.Tx) (map[uint32]tableCount, error) {
 	rows, err := tx.Query(ctx, `
 		SELECT b.relid, b.partition_name, c.relkind = 'r' AND NOT b.is_detaching, c.reltuples::bigint, pg_stat_get_live_tuples(b.relid), pg_stat_get_dead_tuples(b.relid),
-		       pg_stat_get_mod_since_analyze(b.relid), pg_stat_get_numscans(b.relid), pg_stat_get_tuples_returned(b.relid),
+		       pg_stat_get_mod_since_analyze(b.relid), pg_stat_get_tuples_returned(b.relid),
 		       pg_stat_get_blocks_fetched(b.relid), pg_stat_get_blocks_hit(b.relid),
 		       greatest(pg_stat_get_last_analyze_time(b.relid), pg_stat_get_last_autoanalyze_time(b.relid)),
 		       greatest(pg_stat_get_last_vacuum_time(b.relid), pg_stat_get_last_autovacuum_time(b.relid)),
@@ -74,7 +75,7 @@ func readTables(ctx context.Context, tx pgx.Tx) (map[uint32]tableCount, error) {
 	var t tableCount
 	var analyzed, vacuumed *time.Time
 	_, err = pgx.ForEachRow(rows, []any{
-		&oid, &t.Name, &t.Plain, &t.Estimate, &t.Live, &t.Dead, &t.Modified, &t.SeqScans, &t.SeqRows, &t.Fetched, &t.Hit, &analyzed, &vacuumed, &t.Vacuums, &t.Analyzes,
+		&oid, &t.Name, &t.Plain, &t.Estimate, &t.Live, &t.Dead, &t.Modified, &t.SeqRows, &t.Fetched, &t.Hit, &analyzed, &vacuumed, &t.Vacuums, &t.Analyzes,
 	}, func() error {
 		t.Analyzed, t.Vacuumed = utc(analyzed), utc(vacuumed)
 		all[oid] = t
@@ -121,8 +122,11 @@ func (c *tableCounts) missing(before *tableCounts) []SeqScanned {
 	}
 	for oid, now := range c.by {
 		was := earlier[oid]
-		s := SeqScanned{Partition: now.Name, Scans: added(now.SeqScans, was.SeqScans), RowsRead: added(now.SeqRows, was.SeqRows), Rows: now.rows()}
-		if s.Rows >= bigRows && s.Scans >= manySeqScans && s.RowsRead >= manySeqScans*bigRows {
+		s := SeqScanned{Partition: now.Name, RowsRead: added(now.SeqRows, was.SeqRows), Rows: now.rows()}
+		if s.Rows < bigRows {
+			continue
+		}
+		if s.Scans = s.RowsRead / s.Rows; s.Scans >= manySeqScans {
 			found = append(found, s)
 		}
 	}
