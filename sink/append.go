@@ -147,6 +147,8 @@ type attempt struct {
 	barred map[time.Time]bool
 	// pass lets another batch send its rows.
 	pass func()
+	// apart says that the last attempt ended waiting for a lock. The next sends its rows without a turn: others have no part in that lock.
+	apart bool
 	// search is what is known about a batch that the database refused, nil about any other.
 	search *search
 }
@@ -167,15 +169,36 @@ func (a *attempt) try(ctx context.Context) error {
 			return nil
 		}
 	}
-	// Who waits for a turn holds no connection, and waits for as long as the others take.
+	end, err := a.turn(ctx)
+	if err != nil {
+		return err
+	}
+	a.pass = end
+	defer end()
+	err = a.store(ctx)
+	a.apart = postgres.IsLocked(err)
+	return err
+}
+
+// turnLimit bounds a turn: a COPY that takes longer waits for something else than the database's cores, a lock in most cases, or for nothing, its connection being dead.
+var turnLimit = 5 * time.Second // other in a test
+
+// turn waits until the batch may send its rows, and holds no connection meanwhile. What it returns ends the turn, which [turnLimit] does too.
+func (a *attempt) turn(ctx context.Context) (end func(), err error) {
+	if a.apart {
+		return func() {}, nil
+	}
 	select {
 	case a.turns <- struct{}{}:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	a.pass = sync.OnceFunc(func() { <-a.turns })
-	defer a.pass()
-	return a.store(ctx)
+	pass := sync.OnceFunc(func() { <-a.turns })
+	limit := time.AfterFunc(turnLimit, pass)
+	return func() {
+		limit.Stop()
+		pass()
+	}, nil
 }
 
 // resolve reads whether an earlier attempt has stored the batch.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zaptest"
 
@@ -106,6 +107,77 @@ func TestTurnsEndBeforeCommit(t *testing.T) {
 		_, err = s.Append(ctx, batch(claims[2], 10))
 		require.NoError(b, err)
 		require.Equal(b, int64(10), b.number(`SELECT count(*) FROM audit_log`), "the first one's COMMIT is still under way")
+
+		require.NoError(b, holder.Rollback(b.Context()))
+		require.NoError(b, <-held)
+		require.Equal(b, int64(20), b.number(`SELECT count(*) FROM audit_log`))
+	})
+}
+
+// heldLane is the trigger that calls a function once rows of a lane are in, within their COPY.
+func (b *bed) heldLane(function string, lane int32) {
+	_, err := b.pool.Exec(b.Context(), fmt.Sprintf(`CREATE TRIGGER held AFTER INSERT ON audit_log FOR EACH ROW WHEN (NEW.lane_id = %d) EXECUTE FUNCTION %s()`, lane, function))
+	require.NoError(b, err)
+}
+
+// storedMeanwhile requires that a batch is stored, though another's COPY is held up.
+func (b *bed) storedMeanwhile(s *sink.Sink, c sink.Claim) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second) // before the other's lock_timeout ends its attempt
+	defer cancel()
+	_, err := s.Append(ctx, batch(c, 10))
+	require.NoError(b, err)
+	require.Equal(b, int64(10), b.number(`SELECT count(*) FROM audit_log`))
+	b.awaitHeld(1)
+}
+
+// TestTurnsAreBounded: a COPY that is held up keeps others waiting for no longer than a turn may last.
+func TestTurnsAreBounded(t *testing.T) {
+	sink.SetTurnLimit(t, 100*time.Millisecond)
+	onBoth(t, func(b *bed) {
+		s := sink.New(b.open(b.url), 1, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
+		claims := b.lanes(3)
+		holder := b.hold()
+		b.heldLane("hold", claims[0].LaneID)
+		held := make(chan error, 1)
+		go func() {
+			_, err := s.Append(b.Context(), batch(claims[0], 10))
+			held <- err
+		}()
+		b.awaitHeld(1)
+		b.storedMeanwhile(s, claims[1])
+
+		require.NoError(b, holder.Rollback(b.Context()))
+		require.NoError(b, <-held)
+		_, err := s.Append(b.Context(), batch(claims[2], 10))
+		require.NoError(b, err, "as many turns as before")
+		require.Equal(b, int64(30), b.number(`SELECT count(*) FROM audit_log`))
+	})
+}
+
+// TestNoTurnForALock: a batch that had to wait for a lock in vain lets others have its turn, and takes none until it is stored.
+func TestNoTurnForALock(t *testing.T) {
+	sink.SetTurnLimit(t, time.Hour)
+	onBoth(t, func(b *bed) {
+		m := metrics.New("test", event.Reasons())
+		s := sink.New(b.open(b.url), 1, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, m, zaptest.NewLogger(b))
+		claims := b.lanes(2)
+		holder := b.hold()
+		_, err := b.pool.Exec(b.Context(), `CREATE TABLE refusing (); CREATE FUNCTION refuse_or_hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+			IF to_regclass('refusing') IS NOT NULL THEN RAISE EXCEPTION 'locked' USING ERRCODE = 'lock_not_available'; END IF;
+			PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END$$`)
+		require.NoError(b, err)
+		b.heldLane("refuse_or_hold", claims[0].LaneID)
+		held := make(chan error, 1)
+		go func() {
+			_, err := s.Append(b.Context(), batch(claims[0], 10))
+			held <- err
+		}()
+		require.Eventually(b, func() bool { return testutil.ToFloat64(m.FlushRetries.WithLabelValues("transient")) > 0 }, 8*time.Second, time.Millisecond)
+		_, err = b.pool.Exec(b.Context(), `DROP TABLE refusing`)
+		require.NoError(b, err)
+		b.awaitHeld(1)
+		b.storedMeanwhile(s, claims[1])
 
 		require.NoError(b, holder.Rollback(b.Context()))
 		require.NoError(b, <-held)

@@ -16,6 +16,8 @@ import (
 type besideFigures struct {
 	Rates rates `json:"rates"`
 	Ratio rates `json:"ratio"` // of our worker to it
+	// ToCeiling is the ratio of its rates to the ceiling's.
+	ToCeiling rates `json:"ratio_to_ceiling"`
 	// CPUSeconds are its own, user and system, from its start to its end, BusySeconds those from its first rows to its last: what a JVM's start and
 	// first second cost is no part of them.
 	CPUSeconds     float64 `json:"cpu_seconds"`
@@ -118,6 +120,7 @@ func medianBeside(rounds []figures) *besideFigures {
 	return &besideFigures{
 		Rates:          medianRates(rounds, func(f figures) rates { return f.Debezium.Rates }),
 		Ratio:          medianRates(rounds, func(f figures) rates { return f.Debezium.Ratio }),
+		ToCeiling:      medianRates(rounds, func(f figures) rates { return f.Debezium.ToCeiling }),
 		CPUSeconds:     of(func(d *besideFigures) float64 { return d.CPUSeconds }),
 		CPUPerMillion:  of(func(d *besideFigures) float64 { return d.CPUPerMillion }),
 		BusySeconds:    of(func(d *besideFigures) float64 { return d.BusySeconds }),
@@ -142,7 +145,7 @@ func (r *report) printCompared(text *bytes.Buffer) {
 		}
 		d := f.Debezium
 		fmt.Fprintf(text, "%-8s %-7s %9d  %11.0f %11.0f %11.0f  %8.2f %8.2f %8.2f  %9.2f %8.2f %6.2f  %9.0f %8.0f\n", f.Variant, round, f.Events,
-			f.Ceiling.Steady, f.Worker.Steady, d.Rates.Steady, f.Ratio.Steady, d.Rates.Steady/f.Ceiling.Steady, d.Ratio.Steady,
+			f.Ceiling.Steady, f.Worker.Steady, d.Rates.Steady, f.Ratio.Steady, d.ToCeiling.Steady, d.Ratio.Steady,
 			f.CPUPerMillion, d.CPUPerMillion, d.BusyPerMillion, f.PeakMB, d.PeakMB)
 	}
 	text.WriteString("\nsteady: from a fifth of the events on; CPU: from start to end, busy: from the first rows to the last\n")

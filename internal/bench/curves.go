@@ -137,7 +137,7 @@ func (b *bench) storeTogether(ctx context.Context, n int, topic string, f *figur
 		var workers []*worker
 		progress, err := func() ([]point, error) {
 			for i := range n {
-				w, err := b.startWorker(ctx, db, topic, topic, fmt.Sprintf("%s-%d", topic, i+1))
+				w, err := b.startWorker(ctx, db, topic, topic, fmt.Sprintf("%s-%d", topic, i+1), b.copies(n))
 				if err != nil {
 					return nil, err
 				}

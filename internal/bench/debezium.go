@@ -20,7 +20,6 @@ import (
 // debeziumTuning are the settings of Debezium's JDBC sink, and of the consumers that Connect has for it, that its speed depends on. docs/performance.md says why.
 // -debezium-set replaces them one by one.
 var debeziumTuning = map[string]string{
-	"tasks.max":                                   "2",
 	"batch.size":                                  "5000",
 	"dialect.postgres.unnest.insert.enabled":      "true",
 	"consumer.override.max.poll.records":          "5000",
@@ -59,10 +58,17 @@ const eventColumns = "principalId:principal_id,organizationId:organization_id,ta
 	"outcomeDescription:outcome_description,hashAlgorithm:hash_algorithm,eventVersion:event_version,correlationId:correlation_id," +
 	"dataClassification:data_classification,retentionPolicy:retention_policy,processingLatency:processing_latency,archivedAt:archived_at,context:details"
 
+// debeziumTuned is the tuning that counts: with a task, and so a connection, for each of the ceiling's.
+func (b *bench) debeziumTuned() map[string]string {
+	tuning := maps.Clone(debeziumTuning)
+	tuning["tasks.max"] = strconv.Itoa(b.connections)
+	maps.Copy(tuning, b.debeziumSettings)
+	return tuning
+}
+
 // debeziumFacts are the settings of Debezium for the report.
 func (b *bench) debeziumFacts() string {
-	tuning := maps.Clone(debeziumTuning)
-	maps.Copy(tuning, b.debeziumSettings)
+	tuning := b.debeziumTuned()
 	facts := []string{testkit.DebeziumVersion() + ", JDBC sink on Kafka Connect; java " + b.debeziumJVM + ";"}
 	for _, name := range slices.Sorted(maps.Keys(tuning)) {
 		facts = append(facts, name+"="+tuning[name])
@@ -109,8 +115,7 @@ func (b *bench) startDebezium(ctx context.Context, db *database, topic, group st
 		"transforms.columns.type":           "org.apache.kafka.connect.transforms.ReplaceField$Value",
 		"transforms.columns.renames":        eventColumns,
 	}
-	maps.Copy(connector, debeziumTuning)
-	maps.Copy(connector, b.debeziumSettings)
+	maps.Copy(connector, b.debeziumTuned())
 	tasks, err := strconv.Atoi(connector["tasks.max"])
 	if err != nil {
 		return nil, fmt.Errorf("read tasks.max: %w", err)

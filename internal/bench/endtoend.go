@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -11,7 +12,7 @@ import (
 // endToEnd lets a worker of its own process and consumer group store the whole topic.
 func (b *bench) endToEnd(ctx context.Context, l *load, f *figures) error {
 	return b.onTable(ctx, l, f.Variant, func(db *database) error {
-		progress, w, err := b.store(ctx, db, l.topic, fmt.Sprintf("%s-%d", l.topic, f.Round), l.events)
+		progress, w, err := b.store(ctx, db, l.topic, fmt.Sprintf("%s-%d", l.topic, f.Round), l.events, b.copies(1))
 		if err != nil {
 			return err
 		}
@@ -33,11 +34,11 @@ func (b *bench) endToEnd(ctx context.Context, l *load, f *figures) error {
 
 // store has a worker store all events of a topic, and requires that each is exactly one row. It returns how that got on, and the worker,
 // which has ended.
-func (b *bench) store(ctx context.Context, db *database, topic, group string, events int) ([]point, *worker, error) {
+func (b *bench) store(ctx context.Context, db *database, topic, group string, events int, settings ...string) ([]point, *worker, error) {
 	if err := db.checkpoint(ctx); err != nil {
 		return nil, nil, err
 	}
-	w, err := b.startWorker(ctx, db, topic, group, group)
+	w, err := b.startWorker(ctx, db, topic, group, group, settings...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -48,15 +49,19 @@ func (b *bench) store(ctx context.Context, db *database, topic, group string, ev
 	return progress, w, db.verify(ctx, events)
 }
 
-// startWorker starts a worker on a topic. Its log goes to a file of that name.
-func (b *bench) startWorker(ctx context.Context, db *database, topic, group, name string) (*worker, error) {
-	return startWorker(ctx, b.binary, filepath.Join(b.folder, name+".log"), append([]string{
+// copies is the setting by which so many workers together send the rows of no more batches at once than the database has cores.
+func (b *bench) copies(workers int) string {
+	return "AUDITSINK_COPY_CONNS=" + strconv.Itoa(max(1, b.copyConns/workers))
+}
+
+// startWorker starts a worker on a topic, with settings as NAME=VALUE besides those of the benchmark. Its log goes to a file of that name.
+func (b *bench) startWorker(ctx context.Context, db *database, topic, group, name string, settings ...string) (*worker, error) {
+	return startWorker(ctx, b.binary, filepath.Join(b.folder, name+".log"), slices.Concat([]string{
 		"AUDITSINK_KAFKA_BROKERS=" + strings.Join(b.kafka.Brokers(), ","),
 		"AUDITSINK_KAFKA_TOPICS=" + topic,
 		"AUDITSINK_KAFKA_GROUP=" + group,
 		"AUDITSINK_POSTGRES_URL=" + db.url,
 		"AUDITSINK_FLUSH_ROWS=" + strconv.Itoa(b.flushRows),
-		"AUDITSINK_COPY_CONNS=" + strconv.Itoa(b.copyConns),
 		"AUDITSINK_HTTP_ADDR=127.0.0.1:0",
-	}, b.settings...))
+	}, settings, b.settings))
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // keep writes the raw figures and the charts of what was measured to a folder.
@@ -20,17 +22,91 @@ func (r *report) keep(folder, name string) error {
 	return r.chart(folder)
 }
 
-// redraw draws the charts of a file of raw figures.
-func redraw(path, folder string) error {
-	raw, err := os.ReadFile(path) //nolint:gosec // the command line names the file
-	if err != nil {
-		return fmt.Errorf("read raw figures: %w", err)
+// redraw draws the charts of files of raw figures, and prints the report. Those of several runs become one: its rounds are theirs, and it is written to the folder
+// under the first one's name.
+func redraw(paths []string, folder string) error {
+	var all report
+	for i, path := range paths {
+		if len(paths) > 1 && filepath.Clean(path) == filepath.Join(folder, filepath.Base(paths[0])) {
+			return fmt.Errorf("%s would be written over: give another folder by -out", path)
+		}
+		raw, err := os.ReadFile(path) //nolint:gosec // the command line names the file
+		if err != nil {
+			return fmt.Errorf("read raw figures: %w", err)
+		}
+		var r report
+		if err := json.Unmarshal(raw, &r); err != nil {
+			return fmt.Errorf("read raw figures of %s: %w", path, err)
+		}
+		if i == 0 {
+			all = r
+		} else if err := all.join(r, i+1); err != nil {
+			return fmt.Errorf("put the rounds of %s to those of %s: %w", path, paths[0], err)
+		}
 	}
-	var r report
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return fmt.Errorf("read raw figures of %s: %w", path, err)
+	if err := all.publish(os.Stdout, ""); err != nil {
+		return err
 	}
-	return r.chart(folder)
+	if len(paths) == 1 {
+		return all.chart(folder)
+	}
+	return all.keep(folder, strings.TrimSuffix(filepath.Base(paths[0]), filepath.Ext(paths[0])))
+}
+
+// join appends the rounds of another run, the n-th, and what its facts say otherwise. Scenarios without rounds stay the first run's.
+func (r *report) join(other report, n int) (err error) {
+	for _, f := range other.Facts {
+		if !slices.Contains(r.Facts, f) {
+			r.Facts = append(r.Facts, fact{fmt.Sprintf("%s (%d)", f.Name, n), f.Value})
+		}
+	}
+	throughput := func(f *figures) (string, string, *int) {
+		return f.Variant, fmt.Sprint(f.Events, len(f.Ceilings), f.Debezium != nil), &f.Round
+	}
+	if r.Runs, err = joinRounds(r.Runs, other.Runs, throughput); err != nil {
+		return err
+	}
+	if r.Compared, err = joinRounds(r.Compared, other.Compared, throughput); err != nil {
+		return err
+	}
+	if r.Growth, err = joinRounds(r.Growth, other.Growth, func(f *growthFigures) (string, string, *int) {
+		return f.Variant, fmt.Sprint(f.Events, f.Slice, len(f.Builds), f.Debezium != nil), &f.Round
+	}); err != nil {
+		return err
+	}
+	r.Curves, err = joinRounds(r.Curves, other.Curves, func(f *curveFigures) (string, string, *int) {
+		return f.Curve + " " + f.Variant + " " + f.label(), fmt.Sprint(f.Events, len(f.Ceilings)), &f.Round
+	})
+	return err
+}
+
+// joinRounds numbers the rounds of more after those of to, and keeps together what is of the same kind. Those of a kind must have the same shape, or no median can be taken.
+func joinRounds[T any](to, more []T, of func(*T) (kind, shape string, round *int)) ([]T, error) {
+	place, shapes, last := map[string]int{}, map[string]string{}, 0
+	for i := range to {
+		_, _, round := of(&to[i])
+		last = max(last, *round)
+	}
+	for i := range more {
+		_, _, round := of(&more[i])
+		*round += last
+	}
+	all := slices.Concat(to, more)
+	for i := range all {
+		kind, shape, _ := of(&all[i])
+		if _, known := place[kind]; !known {
+			place[kind], shapes[kind] = i, shape
+		}
+		if shapes[kind] != shape {
+			return nil, fmt.Errorf("figures of %s were taken otherwise: %s, not %s", kind, shape, shapes[kind])
+		}
+	}
+	slices.SortStableFunc(all, func(a, b T) int {
+		x, _, _ := of(&a)
+		y, _, _ := of(&b)
+		return cmp.Compare(place[x], place[y])
+	})
+	return all, nil
 }
 
 // chart draws what there are figures of.
@@ -45,15 +121,15 @@ func (r *report) chart(folder string) error {
 // contenders are whose rates the charts of throughput show. One that wasn't measured has 0.
 var contenders = []struct {
 	name   string
-	steady func(figures) float64
+	steady func(figures) (rate, ratio float64) // ratio to the ceiling
 }{
-	{"ceiling", func(f figures) float64 { return f.Ceiling.Steady }},
-	{"auditsink", func(f figures) float64 { return f.Worker.Steady }},
-	{"Debezium", func(f figures) float64 {
+	{"ceiling", func(f figures) (rate, ratio float64) { return f.Ceiling.Steady, 1 }},
+	{"auditsink", func(f figures) (rate, ratio float64) { return f.Worker.Steady, f.Ratio.Steady }},
+	{"Debezium", func(f figures) (rate, ratio float64) {
 		if f.Debezium == nil {
-			return 0
+			return 0, 0
 		}
-		return f.Debezium.Rates.Steady
+		return f.Debezium.Rates.Steady, f.Debezium.ToCeiling.Steady
 	}},
 }
 
@@ -67,11 +143,11 @@ func throughputCharts(name string, medians []figures) []chart {
 	ratio.places = rate.places
 	for color, c := range contenders {
 		place := -1.0
-		rates := line(c.name, medians, func(f figures) (x, y float64) { place++; return place, known(c.steady(f)) })
+		rates := line(c.name, medians, func(f figures) (x, y float64) { place++; rate, _ := c.steady(f); return place, known(rate) })
 		rates.color = color
 		rate.series = append(rate.series, rates)
 		place = -1
-		ratios := line(c.name, medians, func(f figures) (x, y float64) { place++; return place, known(c.steady(f)) / f.Ceiling.Steady })
+		ratios := line(c.name, medians, func(f figures) (x, y float64) { place++; _, ratio := c.steady(f); return place, known(ratio) })
 		ratios.color = color
 		ratio.series = append(ratio.series, ratios)
 	}
@@ -108,7 +184,11 @@ func growthCharts(medians []growthFigures) []chart {
 			if side.name == "ceiling" {
 				continue
 			}
-			s := line(f.Variant+", "+side.name, side.of.Slices, func(s growthFigure) (float64, float64) { return rows(s), s.Rate / f.Ceiling.Slices[s.Slice-1].Rate })
+			ratios := f.Ratios
+			if side.name == "Debezium" {
+				ratios = f.DebeziumRatios
+			}
+			s := line(f.Variant+", "+side.name, side.of.Slices, func(s growthFigure) (float64, float64) { return rows(s), ratios[s.Slice-1] })
 			s.color = side.color
 			ratio.series = append(ratio.series, s)
 		}

@@ -29,6 +29,8 @@ type growthFigures struct {
 	// Ratio is of the worker's rate to the ceiling's, Ratios of each slice.
 	Ratio  float64   `json:"ratio"`
 	Ratios []float64 `json:"ratios"`
+	// DebeziumRatios are Debezium's to the ceiling's, of each slice.
+	DebeziumRatios []float64 `json:"debezium_ratios,omitempty"`
 	// ToAll is the ratio of the worker's rate to its rate with all indexes, and ToDebezium to Debezium's with all indexes, in the same round; 0 where that isn't measured.
 	ToAll      float64 `json:"ratio_to_all_indexes"`
 	ToDebezium float64 `json:"ratio_to_debezium"`
@@ -196,6 +198,9 @@ func (f *growthFigures) compare() {
 	f.Ratio = f.Worker.Rate / f.Ceiling.Rate
 	for i, c := range f.Ceiling.Slices {
 		f.Ratios = append(f.Ratios, f.Worker.Slices[i].Rate/c.Rate)
+		if f.Debezium != nil {
+			f.DebeziumRatios = append(f.DebeziumRatios, f.Debezium.Slices[i].Rate/c.Rate)
+		}
 	}
 	for i := range f.Builds {
 		f.Builds[i].Rate = float64(f.Events) / (float64(f.Events)/f.Worker.Rate + f.Builds[i].Seconds)
@@ -251,6 +256,9 @@ func growthMedians(runs []growthFigures) (all []growthFigures) {
 		}
 		for i := range run.Ratios {
 			m.Ratios = append(m.Ratios, of(func(f growthFigures) float64 { return f.Ratios[i] }))
+			if run.Debezium != nil {
+				m.DebeziumRatios = append(m.DebeziumRatios, of(func(f growthFigures) float64 { return f.DebeziumRatios[i] }))
+			}
 		}
 		all = append(all, m)
 	}

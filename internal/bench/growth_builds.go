@@ -25,7 +25,7 @@ type buildFigures struct {
 	ToImmediate float64 `json:"ratio_to_immediate"`
 }
 
-// buildLater builds the indexes of either profile, as the leader does once a partition's interval has ended, and drops those of the first before the second: what
+// buildLater builds the indexes of either profile, as the leader does once a partition's interval has ended but without its pauses, and drops those of the first before the second: what
 // came in is the same with both.
 func (f *growthFigures) buildLater(ctx context.Context, db *database) error {
 	for _, profile := range []indexes.Profile{indexes.Full, indexes.Lean} {
@@ -50,6 +50,9 @@ func (db *database) build(ctx context.Context, choice indexes.Choice) (buildFigu
 	if err != nil {
 		return f, fmt.Errorf("list the partitions with rows: %w", err)
 	}
+	if _, err := db.conn.Exec(ctx, `SET max_parallel_maintenance_workers = 0`); err != nil { // as the leader
+		return f, fmt.Errorf("prepare the session: %w", err)
+	}
 	begun := time.Now()
 	from, err := db.mark(ctx)
 	if err != nil {
@@ -57,8 +60,8 @@ func (db *database) build(ctx context.Context, choice indexes.Choice) (buildFigu
 	}
 	for _, table := range tables {
 		for _, i := range choice.Later() {
-			if _, err := db.conn.Exec(ctx, createIndex(i, table)); err != nil {
-				return f, fmt.Errorf("create index %s: %w", i.Name(table), err)
+			if _, err := indexes.Create(ctx, db.conn, table, i); err != nil {
+				return f, err
 			}
 			f.Indexes++
 		}
@@ -77,18 +80,6 @@ func (db *database) build(ctx context.Context, choice indexes.Choice) (buildFigu
 		}
 	}
 	return f, nil
-}
-
-// createIndex is the statement that builds an index on a partition while it is read and written.
-func createIndex(i indexes.Index, table string) string {
-	sql := `CREATE INDEX CONCURRENTLY ` + i.Name(table) + ` ON ` + table + ` USING ` + i.Using
-	if i.With != "" {
-		sql += ` WITH (` + i.With + `)`
-	}
-	if i.Where != "" {
-		sql += ` WHERE ` + i.Where
-	}
-	return sql
 }
 
 // immediate is the variant whose profile is built at once.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -77,7 +78,7 @@ func TestGrowthAndCurves(t *testing.T) {
 		"lanes 4", "lanes 16", "workers 1", "workers 3", "partitions 1, rows in one", "partitions 6, rows in one", "partitions 6, rows in all",
 	}, places)
 
-	require.NoError(t, run(t.Context(), options{draw: filepath.Join(out, "growth-lanes-workers-partitions.json"), out: again}))
+	require.NoError(t, run(t.Context(), options{draw: []string{filepath.Join(out, "growth-lanes-workers-partitions.json")}, out: again}))
 	for _, name := range []string{"growth", "growth-ratio", "growth-wal", "growth-indexes", "lanes-none", "lanes-ratio", "workers-none", "partitions-none"} {
 		first, err := os.ReadFile(filepath.Join(out, name+".svg"))
 		require.NoError(t, err)
@@ -86,6 +87,43 @@ func TestGrowthAndCurves(t *testing.T) {
 		require.Equal(t, string(first), string(second))
 	}
 	require.NoFileExists(t, filepath.Join(out, "throughput.svg"), "it wasn't measured")
+}
+
+// TestJoin: the rounds of several runs are one run's, with medians of all.
+func TestJoin(t *testing.T) {
+	folder, joined := t.TempDir(), t.TempDir()
+	var paths []string
+	for i, rate := range []float64{100, 400, 300} {
+		r := report{Facts: []fact{{"date", fmt.Sprint(i)}, {"machine", "the same"}}}
+		for _, variant := range []string{noIndex, allIndexes} {
+			r.Runs = append(r.Runs, figures{Variant: variant, Round: 1, Ceilings: []rates{{Steady: 500}}, Worker: rates{Steady: rate}})
+			side := growthSide{Rate: rate, Slices: []growthFigure{{Slice: 1, Rows: 1000, Rate: rate}}}
+			r.Growth = append(r.Growth, growthFigures{Variant: variant, Round: 1, Slice: 1000, Ceiling: side, Worker: side, Ratios: []float64{1}})
+		}
+		paths = append(paths, filepath.Join(folder, fmt.Sprintf("g%d.json", i)))
+		require.NoError(t, r.write(paths[i]))
+	}
+	require.NoError(t, redraw(paths, joined))
+	raw, err := os.ReadFile(filepath.Join(joined, "g0.json"))
+	require.NoError(t, err)
+	var r report
+	require.NoError(t, json.Unmarshal(raw, &r))
+	require.Equal(t, []fact{{"date", "0"}, {"machine", "the same"}, {"date (2)", "1"}, {"date (3)", "2"}}, r.Facts)
+	var rounds []string
+	for _, f := range r.Runs {
+		rounds = append(rounds, fmt.Sprint(f.Variant, f.Round, " ", f.Worker.Steady))
+	}
+	require.Equal(t, []string{"none1 100", "none2 400", "none3 300", "all1 100", "all2 400", "all3 300"}, rounds)
+	for i := range 2 {
+		require.InDelta(t, 300, r.Medians[i].Worker.Steady, 1e-9)
+		require.InDelta(t, 300, r.GrowthMedians[i].Worker.Rate, 1e-9)
+	}
+	require.FileExists(t, filepath.Join(joined, "growth.svg"))
+
+	require.ErrorContains(t, redraw(paths, folder), "g0.json would be written over")
+	other := report{Runs: []figures{{Variant: noIndex, Round: 1, Ceilings: []rates{{}, {}}}}}
+	require.NoError(t, other.write(paths[1]))
+	require.ErrorContains(t, redraw(paths, joined), "g1.json to those of")
 }
 
 // TestSource: two sources make the same rows, whatever the slices, each of its lane in order, and hand over the events that a topic gets.
@@ -232,7 +270,7 @@ func TestCharts(t *testing.T) {
 	require.NoError(t, c.write(folder))
 	require.NoFileExists(t, filepath.Join(folder, "d.svg"))
 
-	r := report{Medians: []figures{{Variant: noIndex, Ceiling: rates{Steady: 400}, Worker: rates{Steady: 200}}, {Variant: allIndexes, Ceiling: rates{Steady: 40}, Worker: rates{Steady: 30}}}}
+	r := report{Medians: []figures{{Variant: noIndex, Ceiling: rates{Steady: 400}, Worker: rates{Steady: 200}, Ratio: rates{Steady: 0.5}}, {Variant: allIndexes, Ceiling: rates{Steady: 40}, Worker: rates{Steady: 30}, Ratio: rates{Steady: 0.75}}}}
 	require.NoError(t, r.keep(filepath.Join(folder, "new"), "throughput"))
 	svg, err := os.ReadFile(filepath.Join(folder, "new", "throughput-ratio.svg"))
 	require.NoError(t, err)
@@ -241,7 +279,7 @@ func TestCharts(t *testing.T) {
 	}
 	require.FileExists(t, filepath.Join(folder, "new", "throughput.json"))
 	require.ErrorContains(t, c2(c).write(filepath.Join(folder, "no")), "write a chart")
-	require.ErrorContains(t, redraw(filepath.Join(folder, "no.json"), folder), "read raw figures")
+	require.ErrorContains(t, redraw([]string{filepath.Join(folder, "no.json")}, folder), "read raw figures")
 }
 
 // c2 is a chart that has something to show.

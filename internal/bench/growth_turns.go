@@ -82,7 +82,7 @@ func (b *bench) growthTurns(ctx context.Context, db *database, f *growthFigures)
 	if err := b.makeTopic(ctx, topic, b.lanes); err != nil {
 		return nil, end, err
 	}
-	w, err := b.startWorker(ctx, db, topic, topic, topic)
+	w, err := b.startWorker(ctx, db, topic, topic, topic, b.copies(1))
 	if err != nil {
 		return nil, end, err
 	}

@@ -35,11 +35,11 @@ type options struct {
 	settings              []string          // further AUDITSINK_ variables of the worker, as NAME=VALUE
 	debeziumSettings      map[string]string // further properties of Debezium's connector
 	debeziumJVM           string
-	binary                string // of the worker; empty to build it
-	json                  string // file for the raw figures
-	out                   string // folder for the raw figures and their plots
-	draw                  string // file of raw figures to draw again, in place of measuring
-	connections           int    // of the ceiling
+	binary                string   // of the worker; empty to build it
+	json                  string   // file for the raw figures
+	out                   string   // folder for the raw figures and their plots
+	draw                  []string // files of raw figures to draw again, in place of measuring
+	connections           int      // of the ceiling
 
 	backlog backlogPlan
 	outage  outagePlan
@@ -90,19 +90,23 @@ func parse(args []string) (options, error) {
 		growth:   growthPlan{variants: []string{allIndexes, leanIndexes, hotIndexes}},
 		curves:   curvesPlan{lanes: []int{4, 16, 64, 256}, workers: []int{1, 2, 4}, partitions: []int{1, 24, 200}, variants: []string{noIndex, allIndexes}},
 	}
+	atOnce := min(runtime.NumCPU(), 4) // for the ceiling and both sinks alike
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&o.events, "events", 1_000_000, "events of the variant none")
 	flags.IntVar(&o.indexedEvents, "indexed-events", 500_000, "events of the other variants")
 	flags.IntVar(&o.lanes, "lanes", 4, "partitions of the topic")
 	flags.IntVar(&o.rounds, "rounds", 3, "rounds, of which the medians are taken")
 	flags.IntVar(&o.flushRows, "flush-rows", 5000, "AUDITSINK_FLUSH_ROWS of the worker")
-	flags.IntVar(&o.copyConns, "copy-conns", runtime.NumCPU(), "AUDITSINK_COPY_CONNS of the worker; by default the cores, which the database runs on too")
+	flags.IntVar(&o.copyConns, "copy-conns", atOnce, "AUDITSINK_COPY_CONNS of the worker where full speed is measured; by default the cores, which the database runs on too, and 4 at most")
 	flags.StringVar(&o.binary, "binary", "", "an auditsink that is built already")
 	flags.StringVar(&o.json, "json", "", "write the raw figures to this file")
 	flags.StringVar(&o.debeziumJVM, "debezium-jvm", debeziumJVM, "Java options of Kafka Connect")
 	flags.StringVar(&o.out, "out", "", "write the raw figures and their plots to this folder")
-	flags.StringVar(&o.draw, "draw", "", "measure nothing: draw the plots of a file of raw figures again, to the folder of -out")
-	flags.IntVar(&o.connections, "connections", 2, "connections of the ceiling")
+	flags.Func("draw", "measure nothing: print the report of a file of raw figures again, and draw its plots to the folder of -out; files of several runs, parted by commas, become one with the rounds of all", func(s string) error {
+		o.draw = strings.Split(s, ",")
+		return nil
+	})
+	flags.IntVar(&o.connections, "connections", atOnce, "connections of the ceiling, and tasks of Debezium; by default as of -copy-conns")
 	flags.IntVar(&o.growth.events, "growth-events", 10_000_000, "rows that a table grows to")
 	flags.IntVar(&o.growth.slice, "growth-slice", 1_000_000, "rows of which the figures are taken each by itself")
 	for _, list := range []struct {
@@ -192,7 +196,7 @@ func parse(args []string) (options, error) {
 	if slices.Contains(o.scenarios, workersCurve) && slices.Max(o.curves.workers) > o.lanes {
 		return o, errors.New("-curve-workers must not exceed -lanes")
 	}
-	if o.draw != "" && o.out == "" {
+	if o.draw != nil && o.out == "" {
 		return o, errors.New("-draw needs -out")
 	}
 	return o, nil
@@ -223,7 +227,7 @@ type bench struct {
 
 // run measures everything and prints the report. What it started has ended when it returns.
 func run(ctx context.Context, o options) (err error) {
-	if o.draw != "" {
+	if o.draw != nil {
 		return redraw(o.draw, o.out)
 	}
 	b := &bench{options: o, commitTimes: slices.Contains(o.scenarios, "compare")}

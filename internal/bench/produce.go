@@ -100,8 +100,8 @@ func inTurn(string) func(*kgo.Record, int) int {
 	}
 }
 
-// pace publishes so many events a second, which happen then, until stop is closed, and returns how many there are in the topic then. Each lane gets its part of
-// them every few milliseconds.
+// pace publishes so many events a second until stop is closed, and returns how many there are in the topic then. Each lane gets its part of them every few milliseconds.
+// An event's time is when it was due: where the producer is held up, what it publishes late is late.
 func pace(ctx context.Context, producer *kafka.Producer, topic string, perSecond int, stop <-chan struct{}) (int64, error) {
 	generator := sample.New(seed)
 	generator.Prompt()
@@ -119,7 +119,8 @@ func pace(ctx context.Context, producer *kafka.Producer, topic string, perSecond
 			return events, nil
 		case now := <-tick.C:
 			for due := int64(now.Sub(begin).Seconds() * float64(perSecond)); events < due; events++ {
-				key, value := generator.Next(now)
+				at := begin.Add(time.Duration(float64(events) / float64(perSecond) * float64(time.Second)))
+				key, value := generator.Next(at)
 				producer.Produce(ctx, topic, key, value)
 			}
 		}

@@ -79,6 +79,9 @@ func (f *figures) compare() {
 	}
 	f.Ratio = rates{f.Worker.Whole / f.Ceiling.Whole, f.Worker.Steady / f.Ceiling.Steady}
 	f.CPUPerMillion = f.CPUSeconds / float64(f.Events) * 1e6
+	if d := f.Debezium; d != nil {
+		d.ToCeiling = rates{d.Rates.Whole / f.Ceiling.Whole, d.Rates.Steady / f.Ceiling.Steady}
+	}
 }
 
 // String is a round's figures in a line.
@@ -135,7 +138,7 @@ func (b *bench) facts(ctx context.Context) []fact {
 		}
 		return strings.TrimSpace(value)
 	}
-	settings := append([]string{fmt.Sprintf("AUDITSINK_FLUSH_ROWS=%d", b.flushRows), fmt.Sprintf("AUDITSINK_COPY_CONNS=%d", b.copyConns)}, b.settings...)
+	settings := append([]string{fmt.Sprintf("AUDITSINK_FLUSH_ROWS=%d", b.flushRows), fmt.Sprintf("AUDITSINK_COPY_CONNS=%d at full speed, otherwise the default,", b.copyConns)}, b.settings...)
 	facts := []fact{
 		{"date", time.Now().UTC().Format(time.RFC3339)},
 		{"machine", fmt.Sprintf("%d cores shared by all, %s", runtime.NumCPU(), orWhy(processor()))},

@@ -155,9 +155,10 @@ func (p present) ours(table string, i Index) bool {
 const (
 	// patience is for how long a step is tried again for which somebody else is in the way.
 	patience = 10 * time.Minute
-	// concurrently are the settings of what keeps nobody waiting. What it waits for are others' transactions; one core is left to ingest.
+	// concurrently are the settings of what keeps nobody waiting. What it waits for are others' transactions; one core is left to ingest. transaction_timeout is of Postgres 17.
 	concurrently = `SET lock_timeout = '10min'; SET statement_timeout = 0; SET max_parallel_maintenance_workers = 0;
-		SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3`
+		SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+		SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'`
 	// briefly are those of transactions that keep ingest or readers waiting, for as long as they wait themselves.
 	briefly = `SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '5s'`
 	// catalogs bounds what is done under those locks, which is work on the catalog only.
@@ -197,7 +198,7 @@ func (c Change) next(ctx context.Context, conn *pgx.Conn, begun bool) (*Step, er
 		return nil, err
 	}
 	if len(steps) == 0 {
-		return nil, finish(ctx, conn)
+		return nil, finish(ctx, conn, c.To)
 	}
 	s := steps[0]
 	if begun && s.What == Choosing {
@@ -329,9 +330,10 @@ func choose(ctx context.Context, tx pgx.Tx, c Choice, state string) error {
 	return nil
 }
 
-// finish puts on record that audit_log has what was chosen.
-func finish(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `UPDATE audit_partition_event SET state = 'done', updated_at = now() WHERE partition_name = 'audit_log' AND kind = 'index' AND state = 'verified'`)
+// finish puts on record that audit_log has what was chosen. What another chose meanwhile isn't done by that.
+func finish(ctx context.Context, conn *pgx.Conn, c Choice) error {
+	_, err := conn.Exec(ctx, `UPDATE audit_partition_event SET state = 'done', updated_at = now()
+		WHERE partition_name = 'audit_log' AND kind = 'index' AND state = 'verified' AND detail->>'profile' = $1 AND detail->>'build' = $2`, c.Profile, c.Build)
 	if err != nil {
 		return fmt.Errorf("put the end of the change on record: %w", err)
 	}

@@ -200,6 +200,35 @@ func TestChangeOvertaken(t *testing.T) {
 	})
 }
 
+// TestFinishOfAnother: who has nothing left to do doesn't say that what another has chosen since is done.
+func TestFinishOfAnother(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := testkit.Connect(t, db)
+		begin := func(c Choice) {
+			require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error { return choose(t.Context(), tx, c, "verified") }))
+		}
+		begin(choices[1])
+		begin(choices[2])
+		require.NoError(t, finish(t.Context(), conn, choices[1]))
+		states := `SELECT state || ' ' || (detail->>'profile') || ' ' || (detail->>'build') FROM audit_partition_event WHERE kind = 'index' ORDER BY id DESC LIMIT 2`
+		name := func(state string, c Choice) string { return fmt.Sprint(state, " ", c.Profile, " ", c.Build) }
+		require.Equal(t, []string{name("verified", choices[2]), name("refused", choices[1])}, testkit.Column[string](t, conn, states))
+		require.NoError(t, finish(t.Context(), conn, choices[2]))
+		require.Equal(t, name("done", choices[2]), testkit.Column[string](t, conn, states)[0])
+	})
+}
+
+// TestChangeOutlastsTheRole: what the role or the database allows other statements and transactions ends no build.
+func TestChangeOutlastsTheRole(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		own := testkit.Connect(t, db)
+		testkit.Exec(t, own, `SET statement_timeout = '1h'; SELECT set_config(name, '1h', false) FROM pg_settings WHERE name = 'transaction_timeout'`)
+		require.NoError(t, Change{To: choices[1], Now: now}.Run(t.Context(), own))
+		limits := testkit.Column[string](t, own, `SELECT name || '=' || setting FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout') AND setting <> '0'`)
+		require.Empty(t, limits)
+	})
+}
+
 // TestChooseAfterAChange: wherever a change of an empty audit_log was stopped, a choice finds what there is, and makes of it what it wants.
 func TestChooseAfterAChange(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {

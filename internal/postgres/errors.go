@@ -76,6 +76,9 @@ func Classify(err error) Class {
 // The connection should be dropped, for its successor may reach the new primary.
 func IsReadOnly(err error) bool { return code(err) == "25006" }
 
+// IsLocked reports whether a lock wasn't to be had in time.
+func IsLocked(err error) bool { return code(err) == "55P03" }
+
 func code(err error) string {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg.Code

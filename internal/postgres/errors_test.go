@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -58,7 +59,8 @@ func TestClassNames(t *testing.T) {
 
 // TestClassifyReal: the same from a server.
 func TestClassifyReal(t *testing.T) {
-	conn, err := pgx.Connect(t.Context(), testkit.Postgres(t, 15))
+	db := testkit.Postgres(t, 15)
+	conn, err := pgx.Connect(t.Context(), db)
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), `
 		CREATE TABLE parted (at timestamptz NOT NULL, status text CHECK (status <> 'no')) PARTITION BY RANGE (at);
@@ -83,8 +85,14 @@ func TestClassifyReal(t *testing.T) {
 		require.Error(t, err, sql)
 		require.Equal(t, class, postgres.Classify(err), "%s: %v", sql, err)
 	}
+	other, err := pgx.Connect(t.Context(), db)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, other.Close(context.WithoutCancel(t.Context()))) }()
+	_, err = other.Exec(t.Context(), `BEGIN; LOCK TABLE part`)
+	require.NoError(t, err)
 	for _, sql := range []string{
-		`SET statement_timeout = 20; SELECT pg_sleep(60)`,
+		`SET lock_timeout = 20; BEGIN; LOCK TABLE part`, // which another has locked
+		`ROLLBACK; SET statement_timeout = 20; SELECT pg_sleep(60)`,
 		`ROLLBACK; BEGIN READ ONLY; INSERT INTO parted VALUES ('2026-01-02', '')`,
 		`ROLLBACK; SELECT pg_terminate_backend(pg_backend_pid())`,
 		`SELECT 1`, // on a connection that was lost
@@ -92,6 +100,7 @@ func TestClassifyReal(t *testing.T) {
 		_, err := conn.Exec(t.Context(), sql)
 		require.Error(t, err, sql)
 		require.Equal(t, postgres.Transient, postgres.Classify(err), "%s: %v", sql, err)
+		require.Equal(t, strings.Contains(sql, "lock_timeout"), postgres.IsLocked(err), "%s: %v", sql, err)
 	}
 }
 
