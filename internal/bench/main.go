@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -35,11 +36,12 @@ type options struct {
 	settings              []string          // further AUDITSINK_ variables of the worker, as NAME=VALUE
 	debeziumSettings      map[string]string // further properties of Debezium's connector
 	debeziumJVM           string
-	binary                string   // of the worker; empty to build it
-	json                  string   // file for the raw figures
-	out                   string   // folder for the raw figures and their plots
-	draw                  []string // files of raw figures to draw again, in place of measuring
-	connections           int      // of the ceiling
+	serverSettings        map[string]string // further ones of PostgreSQL
+	binary                string            // of the worker; empty to build it
+	json                  string            // file for the raw figures
+	out                   string            // folder for the raw figures and their plots
+	draw                  []string          // files of raw figures to draw again, in place of measuring
+	connections           int               // of the ceiling
 
 	backlog backlogPlan
 	outage  outagePlan
@@ -135,15 +137,19 @@ func parse(args []string) (options, error) {
 		o.settings = append(o.settings, s)
 		return nil
 	})
-	o.debeziumSettings = map[string]string{}
-	flags.Func("debezium-set", "another property of Debezium's connector, NAME=VALUE; may be repeated", func(s string) error {
-		name, value, ok := strings.Cut(s, "=")
-		if !ok {
-			return errors.New("want NAME=VALUE")
-		}
-		o.debeziumSettings[name] = value
-		return nil
-	})
+	pairs := func(name, of string) map[string]string {
+		set := map[string]string{}
+		flags.Func(name, "another "+of+", NAME=VALUE; may be repeated", func(s string) error {
+			name, value, ok := strings.Cut(s, "=")
+			if !ok {
+				return errors.New("want NAME=VALUE")
+			}
+			set[name] = value
+			return nil
+		})
+		return set
+	}
+	o.debeziumSettings, o.serverSettings = pairs("debezium-set", "property of Debezium's connector"), pairs("postgres-set", "setting of PostgreSQL")
 	flags.SetOutput(io.Discard) // main says what is wrong
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -333,6 +339,7 @@ func (b *bench) postgresSettings() map[string]string {
 	if b.commitTimes {
 		settings["track_commit_timestamp"] = "on"
 	}
+	maps.Copy(settings, b.serverSettings)
 	return settings
 }
 

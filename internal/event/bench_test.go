@@ -17,8 +17,11 @@ const benchmarkEvent = `{"timestamp":"2026-11-15T10:30:00.123Z","ttl":"30d","pri
 var benchmarkNow = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // sampleRecords are events of the benchmark's kind, enough of them that the processor can't learn each by heart, and their mean size.
-func sampleRecords() (records []Record, bytes int64) {
+func sampleRecords(change ...func(*sample.Generator)) (records []Record, bytes int64) {
 	generator := sample.New(1)
+	for _, c := range change {
+		c(generator)
+	}
 	records = make([]Record, 1000)
 	for i := range records {
 		key, value := generator.Next(benchmarkNow)
@@ -30,14 +33,20 @@ func sampleRecords() (records []Record, bytes int64) {
 
 // BenchmarkTake is an event's decoding, checks and hash.
 func BenchmarkTake(b *testing.B) {
-	d := NewDecoder(Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour})
-	records, bytes := sampleRecords()
-	b.SetBytes(bytes)
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		if _, q := d.Take(&records[i%len(records)], benchmarkNow); q != nil {
-			b.Fatal(q.Detail)
-		}
+	for name, change := range map[string][]func(*sample.Generator){
+		"plain": nil, "hashed": {(*sample.Generator).HashAll}, "escaped": {(*sample.Generator).Flat},
+	} {
+		b.Run(name, func(b *testing.B) {
+			d := NewDecoder(Rules{MaxBytes: 1 << 20, Horizon: 2555 * 24 * time.Hour})
+			records, bytes := sampleRecords(change...)
+			b.SetBytes(bytes)
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, q := d.Take(&records[i%len(records)], benchmarkNow); q != nil {
+					b.Fatal(q.Detail)
+				}
+			}
+		})
 	}
 }
 

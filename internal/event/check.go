@@ -158,11 +158,12 @@ func (d *Decoder) checkRetentionDays(raw []byte) {
 // checkHash holds the event's own hash against ours. Its case doesn't matter: that they are hex digits was
 // checked, and 0x20 is what their cases differ by.
 func (d *Decoder) checkHash() {
+	other := byte(0)
 	for i, c := range d.texts[hash] {
-		if c|0x20 != d.row.Hash[i] {
-			d.fault(HashMismatch, hash, "is not the hash of this event; hash the fields as they are sent")
-			return
-		}
+		other |= (c | 0x20) ^ d.row.Hash[i]
+	}
+	if other != 0 {
+		d.fault(HashMismatch, hash, "is not the hash of this event; hash the fields as they are sent")
 	}
 }
 
@@ -197,12 +198,11 @@ func (d *Decoder) fault(reason Reason, f field, text string) {
 
 // isHash reports whether text is a SHA-256 in hex digits.
 func isHash(text []byte) bool {
+	all := rune(0) // negative once one is no digit: digits are as good as random, so a branch for each would often be guessed wrong
 	for _, c := range text {
-		if hexDigit(c) < 0 {
-			return false
-		}
+		all |= hexDigit(c)
 	}
-	return len(text) == hashing.HexLen
+	return all >= 0 && len(text) == hashing.HexLen
 }
 
 // classification returns a data classification as it is stored, or nil if text is none in any (ASCII) case.

@@ -105,17 +105,17 @@ func unit(text []byte) rune {
 }
 
 // hexDigit returns the value of a hex digit of either case, or -1.
-func hexDigit(c byte) rune {
-	switch {
-	case '0' <= c && c <= '9':
-		return rune(c - '0')
-	case 'a' <= c && c <= 'f':
-		return rune(c-'a') + 10
-	case 'A' <= c && c <= 'F':
-		return rune(c-'A') + 10
+func hexDigit(c byte) rune { return rune(hexDigits[c]) }
+
+var hexDigits = func() (values [256]int8) {
+	for c := range values {
+		values[c] = -1
 	}
-	return -1
-}
+	for value := range int8(16) {
+		values["0123456789abcdef"[value]], values["0123456789ABCDEF"[value]] = value, value
+	}
+	return values
+}()
 
 // unescapes holds the characters that single-letter escapes stand for.
 var unescapes = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
