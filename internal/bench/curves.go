@@ -56,7 +56,7 @@ func (b *bench) measureCurve(ctx context.Context, curve string) (all []curveFigu
 	return all, nil
 }
 
-// lanesCurve stores topics of the same events, parted into more and more lanes. The ceiling knows no lanes, and is measured once a round.
+// lanesCurve stores topics of the same events, parted into more and more lanes. The ceiling knows no lanes, and is measured before and after all of them.
 func (b *bench) lanesCurve(ctx context.Context, variant string) (all []curveFigures, err error) {
 	events := b.eventsOf(variant)
 	topic := func(lanes int) string { return fmt.Sprintf("bench-lanes-%s-%d", variant, lanes) }
@@ -70,19 +70,45 @@ func (b *bench) lanesCurve(ctx context.Context, variant string) (all []curveFigu
 		}
 	}
 	for round := range b.rounds {
-		ceiling, err := b.ceiling(ctx, plain, variant, b.connections)
-		if err != nil {
-			return nil, fmt.Errorf("ceiling: %w", err)
-		}
-		for _, lanes := range b.curves.lanes {
-			f := b.place(lanesCurve, lanes, variant, round, plain, ceiling)
-			if err := b.endToEnd(ctx, &load{topic: topic(lanes), events: events}, &f.figures); err != nil {
-				return nil, fmt.Errorf("%d lanes: %w", lanes, err)
+		places, err := b.between(ctx, plain, variant, func() (places []curveFigures, err error) {
+			for _, lanes := range b.curves.lanes {
+				f := b.place(lanesCurve, lanes, variant, round, plain)
+				if err := b.endToEnd(ctx, &load{topic: topic(lanes), events: events}, &f.figures); err != nil {
+					return nil, fmt.Errorf("%d lanes: %w", lanes, err)
+				}
+				places = append(places, f)
 			}
-			all = append(all, f.done())
+			return places, nil
+		})
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, places...)
 	}
 	return all, nil
+}
+
+// between measures the ceiling, then the places of a curve, and the ceiling again, so that a machine that becomes slower meanwhile favours neither.
+func (b *bench) between(ctx context.Context, l *load, variant string, measure func() ([]curveFigures, error)) ([]curveFigures, error) {
+	before, err := b.ceiling(ctx, l, variant, b.connections)
+	if err != nil {
+		return nil, fmt.Errorf("ceiling: %w", err)
+	}
+	places, err := measure()
+	if err != nil {
+		return nil, err
+	}
+	after, err := b.ceiling(ctx, l, variant, b.connections)
+	if err != nil {
+		return nil, fmt.Errorf("ceiling: %w", err)
+	}
+	for i := range places {
+		f := &places[i]
+		f.Ceilings = []rates{before, after}
+		f.compare()
+		say("%s: %s: %s: round %d: %s", f.Curve, f.Variant, f.label(), f.Round, f.figures)
+	}
+	return places, nil
 }
 
 // workersCurve stores a topic by more and more workers.
@@ -92,17 +118,20 @@ func (b *bench) workersCurve(ctx context.Context, variant string) (all []curveFi
 		return nil, err
 	}
 	for round := range b.rounds {
-		ceiling, err := b.ceiling(ctx, plain, variant, b.connections)
-		if err != nil {
-			return nil, fmt.Errorf("ceiling: %w", err)
-		}
-		for _, n := range b.curves.workers {
-			f := b.place(workersCurve, n, variant, round, plain, ceiling)
-			if err := b.storeTogether(ctx, n, fmt.Sprintf("%s-%d-%d", plain.topic, n, round+1), &f.figures); err != nil {
-				return nil, fmt.Errorf("%d workers: %w", n, err)
+		places, err := b.between(ctx, plain, variant, func() (places []curveFigures, err error) {
+			for _, n := range b.curves.workers {
+				f := b.place(workersCurve, n, variant, round, plain)
+				if err := b.storeTogether(ctx, n, fmt.Sprintf("%s-%d-%d", plain.topic, n, round+1), &f.figures); err != nil {
+					return nil, fmt.Errorf("%d workers: %w", n, err)
+				}
+				places = append(places, f)
 			}
-			all = append(all, f.done())
+			return places, nil
+		})
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, places...)
 	}
 	return all, nil
 }
@@ -194,16 +223,15 @@ func (b *bench) partitioned(ctx context.Context, variant string, n int, spread b
 	old := *b // whose workers take events of any age
 	old.settings = append(slices.Clone(b.settings), "AUDITSINK_RETENTION_HORIZON_DAYS="+strconv.Itoa(int(horizon/(24*time.Hour))))
 	for round := range b.rounds {
-		ceiling, err := b.ceiling(ctx, l, variant, b.connections)
+		places, err := b.between(ctx, l, variant, func() ([]curveFigures, error) {
+			places := []curveFigures{b.place(partitionsCurve, n, variant, round, l)}
+			places[0].Spread = spread
+			return places, old.endToEnd(ctx, l, &places[0].figures)
+		})
 		if err != nil {
-			return nil, fmt.Errorf("ceiling: %w", err)
-		}
-		f := b.place(partitionsCurve, n, variant, round, l, ceiling)
-		f.Spread = spread
-		if err := old.endToEnd(ctx, l, &f.figures); err != nil {
 			return nil, err
 		}
-		all = append(all, f.done())
+		all = append(all, places...)
 	}
 	return all, nil
 }
@@ -255,17 +283,8 @@ func (db *database) addMonths(ctx context.Context, n int) error {
 }
 
 // place begins a place's figures.
-func (b *bench) place(curve string, n int, variant string, round int, l *load, ceiling rates) curveFigures {
-	return curveFigures{Curve: curve, N: n, figures: figures{
-		Variant: variant, Round: round + 1, Events: l.events, EventBytes: l.bytes / float64(l.events), Ceilings: []rates{ceiling},
-	}}
-}
-
-// done ends them.
-func (f curveFigures) done() curveFigures {
-	f.compare()
-	say("%s: %s: %s: round %d: %s", f.Curve, f.Variant, f.label(), f.Round, f.figures)
-	return f
+func (b *bench) place(curve string, n int, variant string, round int, l *load) curveFigures {
+	return curveFigures{Curve: curve, N: n, figures: figures{Variant: variant, Round: round + 1, Events: l.events, EventBytes: l.bytes / float64(l.events)}}
 }
 
 // label is the place.

@@ -227,6 +227,7 @@ type bench struct {
 	kafka    *testkit.Broker
 	postgres *testkit.PostgresServer
 	folder   string // for the worker's binary and its logs
+	warm     bool   // whether the ceiling was measured
 	// commitTimes is whether the server keeps when its transactions committed. Then rates are taken from that.
 	commitTimes bool
 }
