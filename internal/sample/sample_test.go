@@ -140,7 +140,7 @@ func TestFlat(t *testing.T) {
 		var a, b, context map[string]any
 		require.NoError(t, json.Unmarshal(value, &a))
 		require.NoError(t, json.Unmarshal(flattened, &b))
-		require.NoError(t, json.Unmarshal([]byte(b["context"].(string)), &context)) //nolint:forcetypeassert // panics
+		require.NoError(t, json.Unmarshal([]byte(b["context"].(string)), &context)) //nolint:forcetypeassert,errcheck // panics
 		require.Contains(t, context, "sessionContext")
 		delete(b, "context")
 		maps.Copy(b, context)
