@@ -442,7 +442,7 @@ func TestMedians(t *testing.T) {
 			Ratio: rates{v + 4, v + 5}, CPUSeconds: v + 6, CPUPerMillion: v + 7, PeakMB: v + 8, BusySeconds: v + 9,
 			Debezium: &besideFigures{
 				Rates: rates{v + 10, v + 11}, Ratio: rates{v + 12, v + 13}, CPUSeconds: v + 14, CPUPerMillion: v + 15, BusySeconds: v + 16,
-				BusyPerMillion: v + 17, PeakMB: v + 18,
+				BusyPerMillion: v + 17, PeakMB: v + 18, ToCeiling: rates{v + 19, v + 20},
 			},
 		}
 	}
@@ -462,6 +462,9 @@ func TestCompare(t *testing.T) {
 	require.Equal(t, besideFigures{
 		Rates: rates{50, 100}, Ratio: rates{2, 3}, CPUSeconds: 30, CPUPerMillion: 15, BusySeconds: 20, BusyPerMillion: 10,
 	}, d)
+	f.Debezium, f.Ceiling = &d, rates{}
+	f.compare()
+	require.Equal(t, rates{50. / 400, 100. / 600}, d.ToCeiling)
 }
 
 func TestPublish(t *testing.T) {
@@ -472,10 +475,10 @@ func TestPublish(t *testing.T) {
 	require.Regexp(t, `(?m)^none +1 +10 .* 0\.75 .* 0\.62 `, out.String())
 	require.Regexp(t, `(?m)^none +median +10 .* 0\.75 .* 0\.62 `, out.String())
 	r.Runs[0].Ceiling, r.Runs[0].Worker = rates{Steady: 400}, rates{Steady: 300}
-	r.Runs[0].Debezium = &besideFigures{Rates: rates{Steady: 100}, Ratio: rates{Steady: 3}, BusyPerMillion: 12.5, PeakMB: 900}
+	r.Runs[0].Debezium = &besideFigures{Rates: rates{Steady: 100}, Ratio: rates{Steady: 3}, ToCeiling: rates{Steady: 0.24}, BusyPerMillion: 12.5, PeakMB: 900}
 	r.Compared, r.Runs = r.Runs, nil
 	out.Reset()
 	require.NoError(t, r.publish(&out, ""))
-	require.Regexp(t, `(?m)^none +median +10 +400 +300 +100 +0\.75 +0\.25 +3\.00 .* 12\.50 .* 900$`, out.String())
+	require.Regexp(t, `(?m)^none +median +10 +400 +300 +100 +0\.75 +0\.24 +3\.00 .* 12\.50 .* 900$`, out.String())
 	require.ErrorContains(t, (&report{}).publish(&out, filepath.Join(t.TempDir(), "no", "folder")), "write the report")
 }

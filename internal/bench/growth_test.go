@@ -219,6 +219,9 @@ func TestGrowthMedians(t *testing.T) {
 	runs := []growthFigures{run(allIndexes, 1, 10), deferred, run(allIndexes, 2, 30), run(allIndexes, 3, 20)}
 	runs[0].Debezium = &growthSide{Rate: 15, Slices: []growthFigure{{Slice: 1, Rows: 5, Rate: 15}}}
 	runs[2].Debezium, runs[3].Debezium = runs[0].Debezium, runs[0].Debezium
+	for i, ratio := range map[int]float64{0: 0.3, 2: 0.1, 3: 0.2} {
+		runs[i].DebeziumRatios = []float64{ratio}
+	}
 	compareGrowth(runs)
 	require.InDelta(t, 9, runs[1].ToAll, 1e-9)
 	require.InDelta(t, 6, runs[1].ToDebezium, 1e-9)
@@ -230,6 +233,7 @@ func TestGrowthMedians(t *testing.T) {
 	require.InDelta(t, 20, m[0].Worker.Rate, 1e-9)
 	require.InDelta(t, 0.2, m[0].Ratio, 1e-9)
 	require.InDelta(t, 20./15, m[0].ToDebezium, 1e-9)
+	require.Equal(t, []float64{0.2}, m[0].DebeziumRatios)
 	require.Equal(t, []float64{20}, m[0].Ratios)
 	require.Equal(t, []growthFigure{{Slice: 1, Rows: 5, Rate: 20, WALBytes: 20}}, m[0].Worker.Slices)
 	require.InDelta(t, 15, m[0].Debezium.Rate, 1e-9)
