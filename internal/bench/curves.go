@@ -57,7 +57,7 @@ func (b *bench) measureCurve(ctx context.Context, curve string) (all []curveFigu
 }
 
 // lanesCurve stores topics of the same events, parted into more and more lanes. The ceiling knows no lanes, and is measured before and after all of them.
-func (b *bench) lanesCurve(ctx context.Context, variant string) (all []curveFigures, err error) {
+func (b *bench) lanesCurve(ctx context.Context, variant string) ([]curveFigures, error) {
 	events := b.eventsOf(variant)
 	topic := func(lanes int) string { return fmt.Sprintf("bench-lanes-%s-%d", variant, lanes) }
 	plain, err := b.preload(ctx, topic(0), events)
@@ -69,12 +69,19 @@ func (b *bench) lanesCurve(ctx context.Context, variant string) (all []curveFigu
 			return nil, err
 		}
 	}
+	return b.along(ctx, lanesCurve, b.curves.lanes, variant, plain, func(lanes, _ int, f *figures) error {
+		return b.endToEnd(ctx, &load{topic: topic(lanes), events: events}, f)
+	})
+}
+
+// along measures a curve whose places all have the same table, round by round.
+func (b *bench) along(ctx context.Context, curve string, at []int, variant string, plain *load, store func(n, round int, f *figures) error) (all []curveFigures, err error) {
 	for round := range b.rounds {
 		places, err := b.between(ctx, plain, variant, func() (places []curveFigures, err error) {
-			for _, lanes := range b.curves.lanes {
-				f := b.place(lanesCurve, lanes, variant, round, plain)
-				if err := b.endToEnd(ctx, &load{topic: topic(lanes), events: events}, &f.figures); err != nil {
-					return nil, fmt.Errorf("%d lanes: %w", lanes, err)
+			for _, n := range at {
+				f := b.place(curve, n, variant, round, plain)
+				if err := store(n, round, &f.figures); err != nil {
+					return nil, fmt.Errorf("%d %s: %w", n, curve, err)
 				}
 				places = append(places, f)
 			}
@@ -112,28 +119,14 @@ func (b *bench) between(ctx context.Context, l *load, variant string, measure fu
 }
 
 // workersCurve stores a topic by more and more workers.
-func (b *bench) workersCurve(ctx context.Context, variant string) (all []curveFigures, err error) {
+func (b *bench) workersCurve(ctx context.Context, variant string) ([]curveFigures, error) {
 	plain, err := b.preload(ctx, "bench-workers-"+variant, b.eventsOf(variant))
 	if err != nil {
 		return nil, err
 	}
-	for round := range b.rounds {
-		places, err := b.between(ctx, plain, variant, func() (places []curveFigures, err error) {
-			for _, n := range b.curves.workers {
-				f := b.place(workersCurve, n, variant, round, plain)
-				if err := b.storeTogether(ctx, n, fmt.Sprintf("%s-%d-%d", plain.topic, n, round+1), &f.figures); err != nil {
-					return nil, fmt.Errorf("%d workers: %w", n, err)
-				}
-				places = append(places, f)
-			}
-			return places, nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, places...)
-	}
-	return all, nil
+	return b.along(ctx, workersCurve, b.curves.workers, variant, plain, func(n, round int, f *figures) error {
+		return b.storeTogether(ctx, n, fmt.Sprintf("%s-%d-%d", plain.topic, n, round+1), f)
+	})
 }
 
 // storeTogether lets workers share a topic's lanes, and then store all events. CPUSeconds is the sum of theirs, PeakMB the largest one's.
