@@ -172,9 +172,7 @@ func (b Builder) begin(ctx context.Context, term Term) (*building, error) {
 	}
 	s := &building{upkeep{session: session, term: term}, buildAge}
 	if err = s.prepare(ctx); err == nil && !s.pooled { // through a pooler it builds all the same: a partition that never gets its indexes is worse than a build with the server's settings
-		// What the role or the database says of other statements isn't for builds, which would begin again for ever. transaction_timeout is of Postgres 17.
-		_, err = session.Exec(ctx, `SET lock_timeout = '`+buildWait+`'; SET max_parallel_maintenance_workers = 0; SET statement_timeout = 0;
-			SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'`)
+		_, err = session.Exec(ctx, indexes.SessionSettings+`; SET lock_timeout = '`+buildWait+`'`)
 	}
 	if err != nil {
 		s.end(ctx)

@@ -155,7 +155,7 @@ func TestTurnsAreBounded(t *testing.T) {
 	})
 }
 
-// TestNoTurnForALock: a batch that had to wait for a lock in vain lets others have its turn, and takes none until it is stored.
+// TestNoTurnForALock: a batch that had to wait for a lock in vain lets others have its turn, and takes none the next time.
 func TestNoTurnForALock(t *testing.T) {
 	sink.SetTurnLimit(t, time.Hour)
 	onBoth(t, func(b *bed) {

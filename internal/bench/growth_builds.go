@@ -50,7 +50,7 @@ func (db *database) build(ctx context.Context, choice indexes.Choice) (buildFigu
 	if err != nil {
 		return f, fmt.Errorf("list the partitions with rows: %w", err)
 	}
-	if _, err := db.conn.Exec(ctx, `SET max_parallel_maintenance_workers = 0`); err != nil { // as the leader
+	if _, err := db.conn.Exec(ctx, indexes.SessionSettings); err != nil { // as the leader
 		return f, fmt.Errorf("prepare the session: %w", err)
 	}
 	begun := time.Now()

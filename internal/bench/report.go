@@ -138,7 +138,7 @@ func (b *bench) facts(ctx context.Context) []fact {
 		}
 		return strings.TrimSpace(value)
 	}
-	settings := append([]string{fmt.Sprintf("AUDITSINK_FLUSH_ROWS=%d", b.flushRows), fmt.Sprintf("AUDITSINK_COPY_CONNS=%d at full speed, otherwise the default,", b.copyConns)}, b.settings...)
+	settings := append([]string{fmt.Sprintf("AUDITSINK_FLUSH_ROWS=%d", b.flushRows), fmt.Sprintf("AUDITSINK_COPY_CONNS=%d (at full speed; otherwise the default)", b.copyConns)}, b.settings...)
 	facts := []fact{
 		{"date", time.Now().UTC().Format(time.RFC3339)},
 		{"machine", fmt.Sprintf("%d cores shared by all, %s", runtime.NumCPU(), orWhy(processor()))},

@@ -27,6 +27,11 @@ func (e *NameTakenError) Error() string {
 	return fmt.Sprintf("index %s can't be built: %s has its name; rename that, or drop it", e.Name, e.What)
 }
 
+// SessionSettings are for a session that builds indexes. A build leaves the other cores to ingest, and what the role or the database allows other statements and transactions doesn't
+// end it: it would begin again for ever. transaction_timeout is of Postgres 17.
+const SessionSettings = `SET max_parallel_maintenance_workers = 0; SET statement_timeout = 0;
+	SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'`
+
 // Missing returns those of the given indexes that a table lacks, in their order: by definition, and whatever the name of what it has. The table is audit_log itself or another table of
 // its schema, by its bare name. An index that belongs to one of audit_log doesn't count for a partition, since it goes with that; nor does one that isn't valid.
 // The error is [ErrNoTable] where the table is gone.

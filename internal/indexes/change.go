@@ -155,10 +155,8 @@ func (p present) ours(table string, i Index) bool {
 const (
 	// patience is for how long a step is tried again for which somebody else is in the way.
 	patience = 10 * time.Minute
-	// concurrently are the settings of what keeps nobody waiting. What it waits for are others' transactions; one core is left to ingest. transaction_timeout is of Postgres 17.
-	concurrently = `SET lock_timeout = '10min'; SET statement_timeout = 0; SET max_parallel_maintenance_workers = 0;
-		SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-		SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'`
+	// concurrently are the settings of what keeps nobody waiting. What it waits for are others' transactions.
+	concurrently = SessionSettings + `; SET lock_timeout = '10min'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3`
 	// briefly are those of transactions that keep ingest or readers waiting, for as long as they wait themselves.
 	briefly = `SET LOCAL lock_timeout = '300ms'; SET LOCAL statement_timeout = '1s'; SET LOCAL idle_in_transaction_session_timeout = '5s'`
 	// catalogs bounds what is done under those locks, which is work on the catalog only.
