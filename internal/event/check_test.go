@@ -186,6 +186,8 @@ func TestHashOfTheEvent(t *testing.T) {
 			wrong[i] = '0'
 		}
 		refused(t, HashMismatch, with(`"principalId":"u","hash":"`+string(wrong)+`"`))
+		wrong[i] = 'g'
+		refused(t, InvalidValue, with(`"principalId":"u","hash":"`+string(wrong)+`"`))
 	}
 	refused(t, HashMismatch, with(`"principalId":"U","hash":"`+lower+`"`))
 	taken(t, with(`"principalId":"u","organizationId":"","ttl":"not hashed","hash":"`+lower+`"`))
