@@ -146,7 +146,7 @@ type attempt struct {
 	barred map[time.Time]bool
 	// pass lets another batch send its rows.
 	pass func()
-	// apart says that the last attempt ended waiting for a lock. The next sends its rows without a turn: others have no part in that lock.
+	// apart says that the rows had to wait for a lock in vain. The next attempt takes a turn of those that are kept for that: most others have no part in the lock.
 	apart bool
 	// search is what is known about a batch that the database refused, nil about any other.
 	search *search
@@ -174,9 +174,7 @@ func (a *attempt) try(ctx context.Context) error {
 	}
 	a.pass = end
 	defer end()
-	err = a.store(ctx)
-	a.apart = postgres.IsLocked(err)
-	return err
+	return a.store(ctx)
 }
 
 // resolve reads whether an earlier attempt has stored the batch.
@@ -200,6 +198,7 @@ func (a *attempt) store(ctx context.Context) error {
 		return err
 	}
 	defer conn.Release()
+	defer time.AfterFunc(turnLimit, a.pass).Stop()
 	err = a.transact(ctx, conn.Conn())
 	switch {
 	case err == nil:
@@ -236,7 +235,9 @@ func (a *attempt) transact(ctx context.Context, conn *pgx.Conn) error {
 	failpoint.Hit("sink.begun")
 	a.stored, a.reasons = Stored{}, a.reasons[:0]
 	if len(b.Records) > 0 {
-		if err := a.copyRecords(ctx, conn); err != nil {
+		err := a.copyRecords(ctx, conn)
+		a.apart = postgres.IsLocked(err)
+		if err != nil {
 			return err
 		}
 	}

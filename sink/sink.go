@@ -61,16 +61,17 @@ type Sink struct {
 	scratches sync.Pool // of *scratch
 	brake     brake
 	turns     chan struct{} // holds as many as there are COPYs under way
+	locked    chan struct{} // the same of batches that had to wait for a lock before
 }
 
 // EnsureFunc makes the table partitions for the given days, as first instants in UTC, and returns those it may not make one for.
 type EnsureFunc func(ctx context.Context, days []time.Time) (refused []time.Time, err error)
 
-// New makes a sink. ensure is asked when a row found no table partition. copies is how many batches may send their rows at once, at least one;
-// their COMMITs, which wait for the server's disk, aren't counted.
+// New makes a sink. ensure is asked when a row found no table partition. copies is how many batches may send their rows at once, at least one, and how many more
+// where these had to wait for a lock before; their COMMITs, which wait for the server's disk, aren't counted.
 func New(pool *postgres.Pool, copies int, rules event.Rules, ensure EnsureFunc, m *metrics.Metrics, log *zap.Logger) *Sink {
 	return &Sink{
-		pool: pool, rules: rules, ensure: ensure, metrics: m, log: log, turns: make(chan struct{}, max(copies, 1)),
+		pool: pool, rules: rules, ensure: ensure, metrics: m, log: log, turns: make(chan struct{}, max(copies, 1)), locked: make(chan struct{}, max(copies, 1)),
 		scratches: sync.Pool{New: func() any { return &scratch{decoder: event.NewDecoder(rules)} }},
 	}
 }

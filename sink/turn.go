@@ -6,23 +6,19 @@ import (
 	"time"
 )
 
-// turnLimit bounds a turn: a COPY that takes longer waits for something else than the database's cores, a lock in most cases, or for nothing, its connection being dead.
-var turnLimit = 5 * time.Second // other in a test
+// turnLimit bounds a turn. It is far more than a COPY takes, and than lock_timeout: what takes longer waits for nothing in most cases, its connection being dead.
+var turnLimit = 30 * time.Second // other in a test
 
-// turn waits until the batch may send its rows, and holds no connection meanwhile. What it returns ends the turn, which [turnLimit] does too.
+// turn waits until the batch may send its rows, and holds no connection meanwhile. What it returns ends the turn.
 func (a *attempt) turn(ctx context.Context) (end func(), err error) {
+	turns := a.turns
 	if a.apart {
-		return func() {}, nil
+		turns = a.locked
 	}
 	select {
-	case a.turns <- struct{}{}:
+	case turns <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	pass := sync.OnceFunc(func() { <-a.turns })
-	limit := time.AfterFunc(turnLimit, pass)
-	return func() {
-		limit.Stop()
-		pass()
-	}, nil
+	return sync.OnceFunc(func() { <-turns }), nil
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/zap/zaptest"
 
@@ -116,7 +115,7 @@ func TestTurnsEndBeforeCommit(t *testing.T) {
 
 // heldLane is the trigger that calls a function once rows of a lane are in, within their COPY.
 func (b *bed) heldLane(function string, lane int32) {
-	_, err := b.pool.Exec(b.Context(), fmt.Sprintf(`CREATE TRIGGER held AFTER INSERT ON audit_log FOR EACH ROW WHEN (NEW.lane_id = %d) EXECUTE FUNCTION %s()`, lane, function))
+	_, err := b.pool.Exec(b.Context(), fmt.Sprintf(`CREATE TRIGGER held_%[1]d AFTER INSERT ON audit_log FOR EACH ROW WHEN (NEW.lane_id = %[1]d) EXECUTE FUNCTION %[2]s()`, lane, function))
 	require.NoError(b, err)
 }
 
@@ -155,32 +154,43 @@ func TestTurnsAreBounded(t *testing.T) {
 	})
 }
 
-// TestNoTurnForALock: a batch that had to wait for a lock in vain lets others have its turn, and takes none the next time.
-func TestNoTurnForALock(t *testing.T) {
+// TestTurnsApart: a batch that had to wait for a lock in vain leaves its turn to others, and takes one of those apart the next time, of which there are as many.
+func TestTurnsApart(t *testing.T) {
 	sink.SetTurnLimit(t, time.Hour)
 	onBoth(t, func(b *bed) {
-		m := metrics.New("test", event.Reasons())
-		s := sink.New(b.open(b.url), 1, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, m, zaptest.NewLogger(b))
-		claims := b.lanes(2)
+		s := sink.New(b.open(b.url), 1, event.Rules{MaxBytes: 1 << 20, Horizon: horizon}, b.ensure, metrics.New("test", event.Reasons()), zaptest.NewLogger(b))
+		claims := b.lanes(3)
 		holder := b.hold()
 		_, err := b.pool.Exec(b.Context(), `CREATE TABLE refusing (); CREATE FUNCTION refuse_or_hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
-			IF to_regclass('refusing') IS NOT NULL THEN RAISE EXCEPTION 'locked' USING ERRCODE = 'lock_not_available'; END IF;
+			IF to_regclass('refusing') IS NOT NULL THEN
+				PERFORM nextval('refused_' || NEW.lane_id); -- which stays
+				RAISE EXCEPTION 'locked' USING ERRCODE = 'lock_not_available';
+			END IF;
 			PERFORM pg_advisory_xact_lock_shared(42); RETURN NULL; END$$`)
 		require.NoError(b, err)
-		b.heldLane("refuse_or_hold", claims[0].LaneID)
-		held := make(chan error, 1)
-		go func() {
-			_, err := s.Append(b.Context(), batch(claims[0], 10))
-			held <- err
-		}()
-		require.Eventually(b, func() bool { return testutil.ToFloat64(m.FlushRetries.WithLabelValues("transient")) > 0 }, 8*time.Second, time.Millisecond)
+		held := make(chan error, 2)
+		for _, c := range claims[:2] {
+			_, err := b.pool.Exec(b.Context(), fmt.Sprintf(`CREATE SEQUENCE refused_%d`, c.LaneID))
+			require.NoError(b, err)
+			b.heldLane("refuse_or_hold", c.LaneID)
+			go func() {
+				_, err := s.Append(b.Context(), batch(c, 10))
+				held <- err
+			}()
+		}
+		for _, c := range claims[:2] {
+			require.Eventually(b, func() bool { return b.number(fmt.Sprintf(`SELECT is_called::int FROM refused_%d`, c.LaneID)) == 1 }, 8*time.Second, time.Millisecond)
+		}
 		_, err = b.pool.Exec(b.Context(), `DROP TABLE refusing`)
 		require.NoError(b, err)
 		b.awaitHeld(1)
-		b.storedMeanwhile(s, claims[1])
+		b.storedMeanwhile(s, claims[2])
+		time.Sleep(200 * time.Millisecond) // in which the other would come too
+		b.awaitHeld(1)
 
 		require.NoError(b, holder.Rollback(b.Context()))
 		require.NoError(b, <-held)
-		require.Equal(b, int64(20), b.number(`SELECT count(*) FROM audit_log`))
+		require.NoError(b, <-held)
+		require.Equal(b, int64(30), b.number(`SELECT count(*) FROM audit_log`))
 	})
 }
