@@ -65,6 +65,9 @@ func (s Step) String() string {
 	}
 }
 
+// ErrPooler means that a pooler stands between: the settings of a change would be others' as well, and its builds might run without them.
+var ErrPooler = errors.New("the connection goes through a pooler, where a change of the indexes can't have a session of its own: set AUDITSINK_POSTGRES_MAINTENANCE_URL to the server's own address")
+
 // ErrOvertaken means that another choice was put on record while a change was under way. What it did is sound, and the other one goes on from there.
 var ErrOvertaken = errors.New("another choice of indexes was made meanwhile")
 
@@ -164,8 +167,15 @@ const (
 )
 
 // Run does all steps, one at a time, on a connection that is its own and in no transaction. Where somebody is in the way of one, it tries again for ten minutes.
-// The error is [ErrOvertaken] where another choice was made meanwhile.
+// The error is [ErrOvertaken] where another choice was made meanwhile, and [ErrPooler] where the server's session isn't its own.
 func (c Change) Run(ctx context.Context, conn *pgx.Conn) error {
+	var pid uint32
+	if err := conn.QueryRow(ctx, `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		return fmt.Errorf("ask whose session this is: %w", err)
+	}
+	if pid != conn.PgConn().PID() {
+		return ErrPooler
+	}
 	if _, err := conn.Exec(ctx, concurrently); err != nil {
 		return fmt.Errorf("prepare the session: %w", err)
 	}

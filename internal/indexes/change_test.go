@@ -304,6 +304,24 @@ func TestChangeBeside(t *testing.T) {
 	})
 }
 
+// TestNoChangeThroughAPooler: others would get the session with its settings.
+func TestNoChangeThroughAPooler(t *testing.T) {
+	versions(t, func(t *testing.T, db string) {
+		conn := world(t, db)
+		cfg, err := pgx.ParseConfig(testkit.OwnPgBouncer(t, db))
+		require.NoError(t, err)
+		cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+		through, err := pgx.ConnectConfig(t.Context(), cfg)
+		require.NoError(t, err)
+		defer through.Close(t.Context()) //nolint:errcheck // nothing depends on how it ends
+		err = Change{To: choices[1], Grace: time.Hour, Now: now}.Run(t.Context(), through)
+		require.ErrorIs(t, err, ErrPooler)
+		require.ErrorContains(t, err, "AUDITSINK_POSTGRES_MAINTENANCE_URL")
+		requireExactly(t, conn, choices[0])
+		require.Equal(t, []string{"0"}, testkit.Column[string](t, through, `SELECT setting FROM pg_settings WHERE name = 'lock_timeout'`))
+	})
+}
+
 // TestGraceOfTheLeader: who changes indexes by a longer grace than the leader's leaves what that has built of a partition whose interval has just ended; of one that still takes rows nobody wants more.
 func TestGraceOfTheLeader(t *testing.T) {
 	versions(t, func(t *testing.T, db string) {
