@@ -146,9 +146,9 @@ type Index struct {
 // SeqScanned is a partition that is read as a whole.
 type SeqScanned struct {
 	Partition string `json:"partition"`
-	Scans     int64  `json:"scans"` // of all its rows: RowsRead over Rows
+	Scans     int64  `json:"scans"` // of all its rows: RowsRead over Rows, less those that built its indexes
 	RowsRead  int64  `json:"rows_read"`
-	Rows      int64  `json:"rows"` // that it has, by estimate
+	Rows      int64  `json:"rows"` // that it has or had, by estimate
 }
 
 // Tables are the heaps of the partitions.

@@ -18,6 +18,8 @@ const (
 	// the rows read: the server's count of scans has each worker of a parallel scan, and scans that end after a few rows.
 	bigRows      = 10_000
 	manySeqScans = 10
+	// buildScans is how often the building of an index reads its table: CREATE INDEX CONCURRENTLY twice, the other one once.
+	buildScans = 2
 	// mostDead is how many partitions with dead rows are told of.
 	mostDead = 20
 )
@@ -113,8 +115,8 @@ func (c *tableCounts) since(before *tableCounts) *Tables {
 	return t
 }
 
-// missing lists the big partitions that were read as a whole again and again since a look before.
-func (c *tableCounts) missing(before *tableCounts) []SeqScanned {
+// missing lists the big partitions that were read as a whole again and again since a look before, not counting what built so many indexes of theirs.
+func (c *tableCounts) missing(before *tableCounts, built map[uint32]int64) []SeqScanned {
 	found := []SeqScanned{}
 	earlier := map[uint32]tableCount{}
 	if _, ok := c.counted.since(countedOf(before)); ok {
@@ -122,11 +124,11 @@ func (c *tableCounts) missing(before *tableCounts) []SeqScanned {
 	}
 	for oid, now := range c.by {
 		was := earlier[oid]
-		s := SeqScanned{Partition: now.Name, RowsRead: added(now.SeqRows, was.SeqRows), Rows: now.rows()}
+		s := SeqScanned{Partition: now.Name, RowsRead: added(now.SeqRows, was.SeqRows), Rows: max(now.rows(), was.rows())}
 		if s.Rows < bigRows {
 			continue
 		}
-		if s.Scans = s.RowsRead / s.Rows; s.Scans >= manySeqScans {
+		if s.Scans = s.RowsRead/s.Rows - buildScans*built[oid]; s.Scans >= manySeqScans {
 			found = append(found, s)
 		}
 	}
@@ -143,6 +145,7 @@ type indexCounts struct {
 }
 
 type indexCount struct {
+	table         uint32
 	name          string // of the parent index; of a partition's own (a deferred build) what a parent's would be
 	scans, bytes  int64
 	unique, valid bool
@@ -156,7 +159,7 @@ func countIndexes(ctx context.Context, tx pgx.Tx, now time.Time) (*indexCounts, 
 	}
 	c.reset = utc(reset)
 	rows, err := tx.Query(ctx, `
-		SELECT x.indexrelid, coalesce(parent.relname, CASE WHEN starts_with(own.relname, b.partition_name || '_') THEN 'audit_log' || substr(own.relname, length(b.partition_name) + 1) ELSE own.relname END)::text, x.indisunique, x.indisvalid, pg_stat_get_numscans(x.indexrelid),
+		SELECT x.indexrelid, x.indrelid, coalesce(parent.relname, CASE WHEN starts_with(own.relname, b.partition_name || '_') THEN 'audit_log' || substr(own.relname, length(b.partition_name) + 1) ELSE own.relname END)::text, x.indisunique, x.indisvalid, pg_stat_get_numscans(x.indexrelid),
 		       coalesce(pg_relation_size(x.indexrelid), 0)
 		FROM audit_log_partition_bounds() b JOIN pg_index x ON x.indrelid = b.relid JOIN pg_class own ON own.oid = x.indexrelid
 		LEFT JOIN pg_inherits i ON i.inhrelid = x.indexrelid LEFT JOIN pg_class parent ON parent.oid = i.inhparent`)
@@ -165,7 +168,7 @@ func countIndexes(ctx context.Context, tx pgx.Tx, now time.Time) (*indexCounts, 
 	}
 	var oid uint32
 	var one indexCount
-	_, err = pgx.ForEachRow(rows, []any{&oid, &one.name, &one.unique, &one.valid, &one.scans, &one.bytes}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&oid, &one.table, &one.name, &one.unique, &one.valid, &one.scans, &one.bytes}, func() error {
 		c.by[oid] = one
 		return nil
 	})
@@ -183,8 +186,11 @@ func (c *indexCounts) since(before *indexCounts, tables, tablesBefore *tableCoun
 	if r.Since, ok = c.counted.since(countedOf(before)); ok {
 		earlier = before.by
 	}
-	by, invalid := map[string]Index{}, map[string]bool{}
+	by, invalid, built := map[string]Index{}, map[string]bool{}, map[uint32]int64{}
 	for oid, one := range c.by {
+		if _, known := earlier[oid]; !known {
+			built[one.table]++
+		}
 		sum := by[one.name]
 		sum.Name = one.name
 		sum.Partitions++
@@ -205,7 +211,7 @@ func (c *indexCounts) since(before *indexCounts, tables, tablesBefore *tableCoun
 	}
 	r.Invalid = append(r.Invalid, slices.Sorted(maps.Keys(invalid))...)
 	if tables != nil {
-		r.Missing = tables.missing(tablesBefore)
+		r.Missing = tables.missing(tablesBefore, built)
 	}
 	return r
 }
