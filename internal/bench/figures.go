@@ -38,6 +38,7 @@ func redraw(paths []string, folder string) error {
 		if err := json.Unmarshal(raw, &r); err != nil {
 			return fmt.Errorf("read raw figures of %s: %w", path, err)
 		}
+		r.compare()
 		if i == 0 {
 			all = r
 		} else if err := all.join(r, i+1); err != nil {
@@ -51,6 +52,23 @@ func redraw(paths []string, folder string) error {
 		return all.chart(folder)
 	}
 	return all.keep(folder, strings.TrimSuffix(filepath.Base(paths[0]), filepath.Ext(paths[0])))
+}
+
+// compare fills in what follows from the rest, and an older program may have left out.
+func (r *report) compare() {
+	for _, all := range [][]figures{r.Runs, r.Compared} {
+		for i := range all {
+			if len(all[i].Ceilings) > 0 {
+				all[i].compare()
+			}
+		}
+	}
+	for i := range r.Curves {
+		r.Curves[i].compare()
+	}
+	for i := range r.Growth {
+		r.Growth[i].compare()
+	}
 }
 
 // join appends the rounds of another run, the n-th, and what its facts say otherwise. Scenarios without rounds stay the first run's.

@@ -196,6 +196,7 @@ func (s *growthSide) sum() {
 // compare fills in what follows from the rest.
 func (f *growthFigures) compare() {
 	f.Ratio = f.Worker.Rate / f.Ceiling.Rate
+	f.Ratios, f.DebeziumRatios = nil, nil
 	for i, c := range f.Ceiling.Slices {
 		f.Ratios = append(f.Ratios, f.Worker.Slices[i].Rate/c.Rate)
 		if f.Debezium != nil {

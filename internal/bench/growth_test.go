@@ -96,9 +96,9 @@ func TestJoin(t *testing.T) {
 	for i, rate := range []float64{100, 400, 300} {
 		r := report{Facts: []fact{{"date", fmt.Sprint(i)}, {"machine", "the same"}}}
 		for _, variant := range []string{noIndex, allIndexes} {
-			r.Runs = append(r.Runs, figures{Variant: variant, Round: 1, Ceilings: []rates{{Steady: 500}}, Worker: rates{Steady: rate}})
+			r.Runs = append(r.Runs, figures{Variant: variant, Round: 1, Events: 1000, Ceilings: []rates{{500, 500}}, Worker: rates{rate, rate}})
 			side := growthSide{Rate: rate, Slices: []growthFigure{{Slice: 1, Rows: 1000, Rate: rate}}}
-			r.Growth = append(r.Growth, growthFigures{Variant: variant, Round: 1, Slice: 1000, Ceiling: side, Worker: side, Ratios: []float64{1}})
+			r.Growth = append(r.Growth, growthFigures{Variant: variant, Round: 1, Slice: 1000, Ceiling: side, Worker: side, Debezium: &side})
 		}
 		paths = append(paths, filepath.Join(folder, fmt.Sprintf("g%d.json", i)))
 		require.NoError(t, r.write(paths[i]))
@@ -116,12 +116,14 @@ func TestJoin(t *testing.T) {
 	require.Equal(t, []string{"none1 100", "none2 400", "none3 300", "all1 100", "all2 400", "all3 300"}, rounds)
 	for i := range 2 {
 		require.InDelta(t, 300, r.Medians[i].Worker.Steady, 1e-9)
+		require.InDelta(t, 0.6, r.Medians[i].Ratio.Steady, 1e-9)
 		require.InDelta(t, 300, r.GrowthMedians[i].Worker.Rate, 1e-9)
+		require.Equal(t, []float64{1}, r.GrowthMedians[i].DebeziumRatios, "which the files lack")
 	}
 	require.FileExists(t, filepath.Join(joined, "growth.svg"))
 
 	require.ErrorContains(t, redraw(paths, folder), "g0.json would be written over")
-	other := report{Runs: []figures{{Variant: noIndex, Round: 1, Ceilings: []rates{{}, {}}}}}
+	other := report{Runs: []figures{{Variant: noIndex, Round: 1, Events: 1000, Ceilings: []rates{{1, 1}, {1, 1}}, Worker: rates{1, 1}}}}
 	require.NoError(t, other.write(paths[1]))
 	require.ErrorContains(t, redraw(paths, joined), "g1.json to those of")
 }

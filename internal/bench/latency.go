@@ -87,7 +87,7 @@ func (b *bench) ours() system {
 
 // measureLatencies measures our worker with the indexes of each variant asked for, at shares of the peak that it reaches with them.
 func (b *bench) measureLatencies(ctx context.Context) (all []latencyFigures, err error) {
-	return all, b.withCommitTimes(ctx, func() error {
+	err = b.withCommitTimes(ctx, func() error {
 		for _, variant := range b.ingestVariants {
 			peak := b.latency.peak
 			if peak == 0 {
@@ -103,6 +103,7 @@ func (b *bench) measureLatencies(ctx context.Context) (all []latencyFigures, err
 		}
 		return nil
 	})
+	return all, err
 }
 
 // withCommitTimes has PostgreSQL note when each transaction committed, for as long as do takes. That costs it something, and restarts.
@@ -128,7 +129,7 @@ func (b *bench) withCommitTimes(ctx context.Context, do func() error) error {
 	return errors.Join(err, alter(ctx, `ALTER SYSTEM RESET track_commit_timestamp`))
 }
 
-// peakRate is how many rows a second our worker stores of a topic that is full, after the first fifth.
+// peakRate is how many rows a second our worker stores of a topic that is full, after the first fifth. It has to be called by withCommitTimes.
 func (b *bench) peakRate(ctx context.Context, variant string) (rowsPerSecond float64, err error) {
 	topic := "bench-peak-" + variant
 	events := b.eventsOf(variant)
@@ -141,13 +142,20 @@ func (b *bench) peakRate(ctx context.Context, variant string) (rowsPerSecond flo
 	if err := fill(ctx, producer, topic, events); err != nil {
 		return 0, err
 	}
-	return rowsPerSecond, b.onDatabase(ctx, variant, func(db *database) error {
-		progress, _, err := b.store(ctx, db, topic, topic, events)
-		if err == nil {
-			rowsPerSecond = ratesOf(progress, 1, events).Steady
+	err = b.onDatabase(ctx, variant, func(db *database) error {
+		if _, _, err := b.store(ctx, db, topic, topic, events); err != nil {
+			return err
 		}
-		return err
+		progress, err := db.commits(ctx) // a look every 50 ms can miss how a small load got stored
+		if err != nil {
+			return err
+		}
+		if rowsPerSecond = ratesOf(progress, 1, events).Steady; rowsPerSecond == 0 {
+			return fmt.Errorf("%d events are too few: the last four fifths were stored by one commit", events)
+		}
+		return nil
 	})
+	return rowsPerSecond, err
 }
 
 // latenciesOf measures a system at shares of a peak, the loads of each run in turn, so that what slows the machine for a while slows all. It has to be
@@ -183,7 +191,7 @@ func (b *bench) latenciesAt(ctx context.Context, s system, variant, topic string
 	}
 	defer producer.Close()
 	defer func() { err = errors.Join(err, b.deleteTopic(context.WithoutCancel(ctx), topic)) }()
-	return l, b.onDatabase(ctx, variant, func(db *database) error {
+	err = b.onDatabase(ctx, variant, func(db *database) error {
 		if err := db.checkpoint(ctx); err != nil {
 			return err
 		}
@@ -216,6 +224,7 @@ func (b *bench) latenciesAt(ctx context.Context, s system, variant, topic string
 		l, err = db.latencies(ctx, since)
 		return err
 	})
+	return l, err
 }
 
 // awaitRows waits until so many rows are there. Counting them is dear, and no part of what is measured: it begins when the load has ended.
@@ -242,7 +251,7 @@ func awaitRows(ctx context.Context, sink feeder, db *database, rows int64) error
 }
 
 // latencies are those of the events since a moment, as PostgreSQL knows them, whichever sink stored them: from the event's timestamp, which is when it was
-// produced, to its transaction's commit. The server notes that moment when it writes the commit to the WAL, right before it waits for the disk.
+// due, to its transaction's commit. The server notes that moment when it writes the commit to the WAL, right before it waits for the disk.
 func (db *database) latencies(ctx context.Context, since time.Time) (l latencies, err error) {
 	var p []float64
 	var behind *float64

@@ -239,7 +239,7 @@ func (f *outageFigures) print(out *bytes.Buffer) {
 		{"events", float64(f.Events), 0, ""},
 		{"lag before, at most", float64(f.NormalLag), 0, "records"},
 		{"lag, at most", float64(f.PeakLag), 0, "records"},
-		{"database back to lag as before", f.CaughtUpSeconds, 1, "s, under load"},
+		{"database back to lag as before", f.CaughtUpSeconds, 1, "s"},
 		{"end of load to lag 0", f.EmptySeconds, 1, "s"},
 		{"not ready, longest", f.NotReadySeconds, 1, "s"},
 		{"database back to ready", f.ReadyAgainSeconds, 1, "s"},

@@ -119,7 +119,7 @@ func pace(ctx context.Context, producer *kafka.Producer, topic string, perSecond
 			return events, nil
 		case now := <-tick.C:
 			for due := int64(now.Sub(begin).Seconds() * float64(perSecond)); events < due; events++ {
-				at := begin.Add(time.Duration(float64(events) / float64(perSecond) * float64(time.Second)))
+				at := begin.Add(time.Duration(float64(events+1) / float64(perSecond) * float64(time.Second)))
 				key, value := generator.Next(at)
 				producer.Produce(ctx, topic, key, value)
 			}

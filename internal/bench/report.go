@@ -74,6 +74,7 @@ type figures struct {
 // compare fills in what follows from the rest.
 func (f *figures) compare() {
 	n := float64(len(f.Ceilings))
+	f.Ceiling = rates{}
 	for _, c := range f.Ceilings {
 		f.Ceiling = rates{f.Ceiling.Whole + c.Whole/n, f.Ceiling.Steady + c.Steady/n}
 	}

@@ -158,6 +158,10 @@ func (k *killing) all(ctx context.Context) error {
 		if err := k.awaitBalance(ctx, tick.C); err != nil {
 			return err
 		}
+		// After a rebalance both workers' heartbeats, one a second, come at the same moments. The kills are spread over that second.
+		if err := k.workers[0].wait(ctx, time.After(time.Duration(n)*time.Second/time.Duration(k.bench.recovery.kills))); err != nil {
+			return err
+		}
 		t, err := k.kill(ctx, tick.C)
 		if err != nil {
 			return err
