@@ -50,7 +50,7 @@ type Config struct {
 	PoolRetryAttempts  int           `envconfig:"POOL_RETRY_ATTEMPTS" default:"3" min:"1" max:"1000" desc:"Attempts of reads, commands and at start-up while the database can't be reached; storing events retries without end"`
 	PoolRetryDelay     time.Duration `envconfig:"POOL_RETRY_DELAY" default:"1s" min:"1ms" desc:"Wait between those attempts"`
 
-	CopyConns int `envconfig:"COPY_CONNS" default:"4" min:"1" max:"10000" desc:"Connections at most that send rows (COPY) at once: the cores of the database's machine, shared out among the workers, give the highest rate, and more a lower one"`
+	CopyConns int `envconfig:"COPY_CONNS" default:"4" min:"1" max:"10000" desc:"Batches at most that send their rows (COPY) at once, and as many more that had to wait for a lock: the cores of the database's machine, shared out among the workers, give the highest rate where indexes are kept up, and more a lower one"`
 
 	FlushRows     int           `envconfig:"FLUSH_ROWS" default:"5000" min:"1" max:"1000000" desc:"Records at which a lane's batch is stored"`
 	FlushBytes    Size          `envconfig:"FLUSH_BYTES" default:"8MiB" min:"1" max:"1GiB" desc:"Bytes of records at which a lane's batch is stored, or half of its share of AUDITSINK_BUFFER_BYTES where that is less"`

@@ -200,3 +200,28 @@ func TestRun(t *testing.T) {
 		<-done
 	})
 }
+
+// TestMissing: a partition is read as a whole as often as its rows went, of those that it had when it had most, besides the builds of its indexes.
+func TestMissing(t *testing.T) {
+	counts := func(rows, read int64) *tableCounts {
+		return &tableCounts{counted: counted{reset: time.Unix(1, 0)}, by: map[uint32]tableCount{7: {Partition: Partition{Name: "p", Live: rows}, SeqRows: read}}}
+	}
+	for _, c := range []struct {
+		before, now, read, built, scans int64
+	}{
+		{100_000, 100_000, 999_999, 0, 0},
+		{100_000, 100_000, 1_000_000, 0, 10},
+		{1_000_000, 20_000, 1_000_000, 0, 0}, // once, and then expired
+		{20_000, 100_000, 1_000_000, 0, 10},
+		{9_999, 9_999, 1_000_000, 0, 0},
+		{100_000, 100_000, 3_100_000, 16, 0},
+		{100_000, 100_000, 4_200_000, 16, 10},
+	} {
+		found := counts(c.now, 50+c.read).missing(counts(c.before, 50), map[uint32]int64{7: c.built})
+		if c.scans == 0 {
+			require.Empty(t, found, c)
+			continue
+		}
+		require.Equal(t, []SeqScanned{{Partition: "p", Scans: c.scans, RowsRead: c.read, Rows: max(c.before, c.now)}}, found, c)
+	}
+}
